@@ -1,0 +1,1 @@
+"""Generated from protos/termwise/v1 by `make proto`."""

@@ -1,0 +1,1 @@
+"""Termwise's server: learned sparse retrieval over gRPC."""

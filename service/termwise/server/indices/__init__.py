@@ -1,0 +1,1 @@
+"""Indices: mappings, life cycle, and the one committer of each."""

@@ -1,0 +1,1 @@
+"""Sparse encoders and the batches that feed them."""

@@ -1,0 +1,1 @@
+"""What the operator wants, durably: SQLite and the data folder."""

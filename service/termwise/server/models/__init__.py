@@ -1,0 +1,1 @@
+"""Trained models: catalogue, sources, artefacts, deployments."""

@@ -1,0 +1,1 @@
+"""The embedded default backend: tantivy, and an exact in-memory accelerator beside it."""

@@ -1,0 +1,337 @@
+"""Values that pass through the storage port. They know nothing of tantivy, gRPC or models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from termwise.storage.errors import OperationError
+
+Scalar: TypeAlias = str | int | float | bool
+"""A column's value. A date is an int: microseconds since 1970, UTC."""
+
+SMALLEST_WEIGHT: Final = float(np.finfo(np.float32).tiny)
+"""Weights are at least this: 1.17549435E-38, the smallest normal float32 (Elasticsearch's and Lucene's limit)."""
+
+MAX_TOKEN_BYTES: Final = 1024
+"""Longest token of a sparse vector in UTF-8 bytes."""
+
+MAX_ID_BYTES: Final = 512
+"""Longest document id in UTF-8 bytes."""
+
+MAX_KEYWORD_BYTES: Final = 32_766
+"""Longest keyword value in UTF-8 bytes (Lucene's limit)."""
+
+
+class FieldKind(Enum):
+    """What a field holds."""
+
+    TEXT = "text"
+    KEYWORD = "keyword"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+    DATE = "date"
+    SPARSE_VECTOR = "sparse_vector"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One field of a schema; `analyzer` is for TEXT alone (see `termwise.storage.analysis`)."""
+
+    kind: FieldKind
+    analyzer: str = "standard"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSchema:
+    """The searchable fields of an index by name. Names are opaque to storage: a dot in one means nothing."""
+
+    fields: Mapping[str, FieldSpec]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseVector:
+    """Weighted tokens, heaviest first, ties by token.
+
+    `tokens[i]` weighs `weights[i]`; `weights` is float32 of shape `[len(tokens)]`, read-only. Make one with
+    `sparse_vector`, which sorts and checks, unless the input is known to be sorted, distinct and valid.
+    """
+
+    tokens: tuple[str, ...]
+    weights: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Count the tokens."""
+        return len(self.tokens)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare tokens and weights exactly."""
+        return (
+            isinstance(other, SparseVector)
+            and self.tokens == other.tokens
+            and bool(np.array_equal(self.weights, other.weights))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def sparse_vector(tokens: Sequence[str], weights: Sequence[float] | NDArray[np.float32]) -> SparseVector:
+    """Make a sorted, checked vector.
+
+    Raises:
+        ValueError: one sentence that names the offending token: lists of unequal length, a token that is empty, too
+            long or stands twice, a weight that is not finite or below `SMALLEST_WEIGHT`.
+
+    """
+    values = np.asarray(weights, dtype=np.float64)
+    if values.ndim != 1 or len(tokens) != len(values):
+        msg = f"{len(tokens)} tokens cannot pair with {values.size} weights; give one weight a token."
+        raise ValueError(msg)
+    with np.errstate(over="ignore", under="ignore"):
+        singles = values.astype(np.float32)
+    good = np.isfinite(singles) & (singles >= np.float32(SMALLEST_WEIGHT))
+    if not good.all():
+        place = int(np.flatnonzero(~good)[0])
+        msg = (
+            f"Token {tokens[place]!r} weighs {values[place]}; "
+            f"weights must be finite and at least {SMALLEST_WEIGHT:.8E}."
+        )
+        raise ValueError(msg)
+    if len(set(tokens)) != len(tokens):
+        twice = next(token for token in tokens if list(tokens).count(token) > 1)
+        msg = f"Token {twice!r} stands more than once; add its weights up first."
+        raise ValueError(msg)
+    for token in tokens:
+        if not token or len(token.encode()) > MAX_TOKEN_BYTES:
+            shown = token if len(token) <= 40 else token[:40] + "…"  # noqa: PLR2004 - as much as a message bears
+            msg = f"Token {shown!r} is {len(token.encode())} bytes long; tokens are 1 to {MAX_TOKEN_BYTES:,} bytes."
+            raise ValueError(msg)
+    order = sorted(range(len(tokens)), key=lambda i: (-float(singles[i]), tokens[i]))
+    arranged = singles[order] if order else np.empty(0, np.float32)
+    arranged.flags.writeable = False
+    return SparseVector(tuple(tokens[i] for i in order), arranged)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as storage takes and gives it.
+
+    `source` is the body as JSON text in UTF-8, kept verbatim. `texts`, `columns` and `sparse` are what the schema's
+    fields hold, by field name; a field that is absent or empty has no value. Several values of a field all count.
+    """
+
+    id: str
+    source: bytes
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
+    sparse: Mapping[str, SparseVector] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document that a read gives: its body, its sparse vectors and its version (`seq_no`)."""
+
+    id: str
+    seq_no: int
+    source: bytes
+    sparse: Mapping[str, SparseVector]
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write a document.
+
+    `create`: it must not exist (else DocumentExists). `if_version`: it must have this seq_no, 0 for not existing
+    (else VersionConflict).
+    """
+
+    document: Document
+    create: bool = False
+    if_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete a document by id; DocumentMissing where there is none, VersionConflict as for Put."""
+
+    id: str
+    if_version: int | None = None
+
+
+Operation: TypeAlias = Put | Delete
+
+
+class Result(Enum):
+    """What a write did."""
+
+    CREATED = auto()
+    UPDATED = auto()
+    DELETED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A write that worked, and its seq_no."""
+
+    id: str
+    seq_no: int
+    result: Result
+
+
+Outcome: TypeAlias = "Written | OperationError"
+
+
+# Conditions: which documents match, without a score.
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """Every document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """No document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Documents with at least one of the values in a KEYWORD, INTEGER, NUMBER, BOOLEAN or DATE field."""
+
+    field: str
+    values: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Documents with a value between the bounds; each bound is None or of the field's own type. Keywords by UTF-8 bytes."""
+
+    field: str
+    gte: Scalar | None = None
+    gt: Scalar | None = None
+    lte: Scalar | None = None
+    lt: Scalar | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exists:
+    """Documents with at least one value in a field of any kind. An empty sparse vector is a value; so is an empty text."""
+
+    field: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """Documents by id."""
+
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """Documents that do not match."""
+
+    condition: Condition
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """Documents that match all conditions; with none, every document."""
+
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """Documents that match at least `minimum` conditions (1 or more); with fewer conditions than that, no document."""
+
+    conditions: tuple[Condition, ...]
+    minimum: int = 1
+
+
+# Scored leaves: a condition and a score. A leaf can stand wherever a condition can.
+
+
+@dataclass(frozen=True, slots=True)
+class Lexical:
+    """BM25 (k1 = 1.2, b = 0.75) of a TEXT field; the field's analyzer cuts `text`. A document matches that has any word, or all.
+
+    Text of which the analyzer leaves nothing matches nothing.
+    """
+
+    field: str
+    text: str
+    all_words: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """The dot product of `vector` and a SPARSE_VECTOR field, in float32. A document matches that shares a token."""
+
+    field: str
+    vector: SparseVector
+
+
+Leaf: TypeAlias = Lexical | Sparse
+Condition: TypeAlias = Everything | Nothing | Terms | Range | Exists | Ids | Not | AllOf | AnyOf | Lexical | Sparse
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """The best documents of a leaf: seq_nos (int64) and scores (float32) of equal length, score descending, then seq_no ascending.
+
+    `total` documents match in all. `exhausted`: the ranking holds every one of them. Scores are off by at most
+    `max_error`, 0 for exact ones.
+    """
+
+    seq_nos: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    total: int
+    max_error: float = 0.0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no document is missing."""
+        return len(self.seq_nos) >= self.total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenStatistics:
+    """Frequencies of a sparse field, for token pruning.
+
+    `document_count` documents hold the field, with `token_count` distinct tokens (U) and `posting_count` weights in
+    all (S). `frequencies[i]` (int64) is the number of documents that hold the i-th token asked for. Deleted documents
+    may count until the backend merges them away.
+    """
+
+    document_count: int
+    token_count: int
+    posting_count: int
+    frequencies: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseFieldStatistics:
+    """Counts of a sparse field."""
+
+    document_count: int
+    token_count: int
+    posting_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStatistics:
+    """Counts of an index: documents alive, bytes on disk (0 in memory), the newest seq_no (0 before the first write)."""
+
+    document_count: int
+    size_bytes: int
+    last_seq_no: int
+    sparse_fields: Mapping[str, SparseFieldStatistics]
