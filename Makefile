@@ -71,7 +71,7 @@ proto: .venv/.dev build/googleapis/google/rpc/status.proto ## Regenerate the stu
 proto-check: .venv/.dev build/googleapis/google/rpc/status.proto
 	@rm -rf build/stubs && mkdir -p build/stubs
 	$(call generate,build/stubs)
-	@diff -r -x __pycache__ -x __init__.py -x py.typed build/stubs/termwise/v1 $(STUBS) \
+	@diff -rq -x __pycache__ -x __init__.py -x py.typed build/stubs/termwise/v1 $(STUBS) \
 		|| { echo 'The stubs are not those of the protos: run make proto.' >&2; exit 1; }
 
 proto-baseline: .venv/.dev build/googleapis/google/rpc/status.proto ## Take today's protos as what later ones must not break
