@@ -56,7 +56,7 @@ lint: .venv/.dev proto-check ## Style, types, layers, protos
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format protos --diff --exit-code
-	$(BIN)/buf breaking --against protos/baseline.binpb --exclude-imports
+	$(BIN)/buf breaking protos --against protos/baseline.binpb --exclude-imports
 	$(BIN)/hadolint docker/Dockerfile
 
 format: .venv/.dev ## Put the code in its form
