@@ -21,8 +21,9 @@ class RequestContext:
 
 
 def authorize(context: RequestContext, action: str, resource: str) -> None:
-    """Raise PermissionDeniedError where the principal may not do `action` ("indices.write") to `resource` ("index/docs").
+    """Raise PermissionDeniedError where the principal may not do `action` to `resource`.
 
-    There are no keys yet, so everybody may do everything; every servicer method asks all the same.
+    An action is such as "indices.write", a resource such as "index/docs". There are no keys yet, so
+    everybody may do everything; every servicer method asks all the same.
     """
     del context, action, resource

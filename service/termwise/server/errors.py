@@ -121,7 +121,10 @@ class UnimplementedError(TermwiseError):
 
 
 def invalid_field(field: str, description: str, *, reason: str | None = None) -> InvalidArgumentError:
-    """Make the error for one bad request field. `description` is a sentence; it is the message too, the field before it."""
+    """Make the error for one bad request field.
+
+    `description` is a sentence; it is the message too, the field before it.
+    """
     return InvalidArgumentError(
         f"{field}: {description}", reason=reason or "INVALID_FIELD", violations=[FieldViolation(field, description)]
     )
