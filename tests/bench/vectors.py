@@ -1,4 +1,4 @@
-"""Sparse vectors to measure with: real ones of 100,000 Wikipedia passages where the collection is at hand, else synthetic ones.
+"""Sparse vectors to measure with: real ones of 100,000 Wikipedia passages where those are at hand, else synthetic ones.
 
 Real vectors are made once, by the default model, and kept in the user's cache. The collection is looked for in
 `$TERMWISE_BENCH_DATA`, then in `../shared/data`; the model's folder is fetched through the server's own repository.

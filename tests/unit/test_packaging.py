@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOTS = ("service", "storage", "clients/python")
+PORTIONS = ("termwise/server", "termwise/storage", "termwise/client", "termwise/cli", "termwise/v1")
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_no_init_file_hides_the_other_source_roots(root: str) -> None:
+    assert not (ROOT / root / "__init__.py").exists()
+    assert not (ROOT / root / "termwise" / "__init__.py").exists()
+
+
+def test_a_wheel_holds_every_portion_with_its_types(tmp_path: Path) -> None:
+    # From a copy, so that nothing lands in the source tree.
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for root in ROOTS:
+        shutil.copytree(ROOT / root, source / root, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*command, str(source)], check=True)
+    (wheel,) = tmp_path.glob("termwise-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"{portion}/py.typed" for portion in PORTIONS} <= names
+    assert "termwise/__init__.py" not in names
+    assert any(name.startswith("termwise/server/metadata/migrations/versions/") for name in names)
+    metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
+    required = [
+        line for line in zipfile.ZipFile(wheel).read(metadata).decode().splitlines() if line.startswith("Requires-Dist")
+    ]
+    assert sorted(line.split()[1].split(">")[0] for line in required if "extra ==" not in line) == [
+        "googleapis-common-protos",
+        "grpcio",
+        "protobuf",
+    ]
+
+
+def test_the_client_needs_neither_torch_nor_numpy() -> None:
+    probe = (
+        "import sys, termwise.client;"
+        "heavy = {'torch', 'numpy', 'tantivy', 'rich', 'typer', 'transformers'} & set(sys.modules);"
+        "sys.exit(', '.join(sorted(heavy)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
