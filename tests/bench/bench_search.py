@@ -3,8 +3,9 @@
 `make bench-search` (ARGS="--format json --documents 100000"). One object a line:
 {"engine", "documents", "queries", "k", "p50_ms", "p95_ms", "recall", "vectors"}.
 
-Ours is timed as a caller sees it: a call over loopback to a server in a process of its own. scipy is timed in this process: a product of
-the matrix by column, then a partial sort; its matrix is made beforehand, and it has no service around it.
+Ours is timed as a caller sees it: a call over loopback to a server in a process of its own. scipy is timed in this
+process: a product of the matrix by column, then a partial sort; its matrix is made beforehand, and it has no service
+around it.
 """
 
 from __future__ import annotations

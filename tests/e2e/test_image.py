@@ -39,7 +39,7 @@ def test_the_build_steps_give_a_server_that_starts_healthy_and_stops(tmp_path: P
             for source in sources:
                 copy(ROOT / source, tmp_path / "src" / target, into=target.endswith("/"))
         elif name == "RUN":
-            subprocess.run(placed(arguments), shell=True, check=True, cwd=tmp_path / "src", env=environment)
+            subprocess.run(["/bin/sh", "-c", placed(arguments)], check=True, cwd=tmp_path / "src", env=environment)
 
     settings = dict(
         re.findall(r"(\w+)=(\S+)", " ".join(arguments for name, arguments in steps[final:] if name == "ENV"))
