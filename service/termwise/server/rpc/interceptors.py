@@ -1,0 +1,197 @@
+"""What surrounds every call: decoding, errors, the request id, and one log line.
+
+Decoding and encoding happen inside the interceptor rather than in grpc.aio, which answers a bare UNKNOWN, without
+details, where either fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+from termwise.server.errors import InvalidArgumentError, TermwiseError, UnimplementedError
+from termwise.server.rpc.context import CURRENT_REQUEST_ID, REQUEST_ID_KEY, request_id
+from termwise.server.rpc.status import DETAILS_KEY, status_code, to_status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = structlog.get_logger()
+
+_BUGS: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
+"""Codes that an operator should look into."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Undecodable:
+    """Stands for a request that could not be decoded, until a handler's wrapper may raise."""
+
+    cause: Exception
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler, of all four kinds."""
+
+    def __init__(self, *, max_message_bytes: int) -> None:
+        """Refuse answers over `max_message_bytes`, which no client with the same limit could read."""
+        self._limit = max_message_bytes
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Give the handler of a call, wrapped; for a method that does not exist, one that says so."""
+        method = str(handler_call_details.method)
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return grpc.stream_stream_rpc_method_handler(_unknown(method))
+        decode = _decoder(handler.request_deserializer)
+        encode = _encoder(handler.response_serializer, self._limit)
+        if handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary, encode, _checked), decode)
+        if handler.stream_unary is not None:
+            return grpc.stream_unary_rpc_method_handler(_unary(method, handler.stream_unary, encode, _each), decode)
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(_stream(method, handler.unary_stream, encode, _checked), decode)
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(_stream(method, handler.stream_stream, encode, _each), decode)
+        return handler
+
+
+def _unary(
+    method: str, handler: Callable[..., Any], encode: Callable[[Any], bytes], take: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    """Wrap a handler that gives one answer."""
+
+    async def wrapped(request: Any, context: Context) -> bytes:
+        async with _call(method, context):
+            answer = handler(take(request), context)
+            return encode(await answer if inspect.isawaitable(answer) else answer)
+
+    return wrapped
+
+
+def _stream(
+    method: str, handler: Callable[..., Any], encode: Callable[[Any], bytes], take: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    """Wrap a handler that gives a stream of answers."""
+
+    async def wrapped(request: Any, context: Context) -> AsyncGenerator[bytes, None]:
+        async with _call(method, context), aclosing(handler(take(request), context)) as answers:
+            async for answer in answers:
+                yield encode(answer)
+
+    return wrapped
+
+
+def _unknown(method: str) -> Callable[..., Any]:
+    """Make the handler of a method that does not exist."""
+
+    async def handler(request: Any, context: Context) -> None:
+        del request
+        async with _call(method, context):
+            raise UnimplementedError(
+                f'There is no method "{method}"; reflection lists those there are.',
+                reason="METHOD_UNKNOWN",
+                metadata={"method": method},
+            )
+
+    return handler
+
+
+@asynccontextmanager
+async def _call(method: str, context: Context) -> AsyncIterator[None]:
+    """Surround a call: give it an id, turn errors into a status, and log one line."""
+    began = time.perf_counter()
+    call_id = request_id(context)
+    CURRENT_REQUEST_ID.set(call_id)
+    structlog.contextvars.bind_contextvars(request_id=call_id)
+    trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, call_id)]
+    code = "OK"
+    more: dict[str, Any] = {}
+    try:
+        context.set_trailing_metadata(tuple(trailing))
+        yield
+        code = _name(context.code()) or code
+    except (asyncio.CancelledError, GeneratorExit):
+        # The caller left, or its deadline passed: gRPC tells both as a cancellation.
+        remaining = context.time_remaining()
+        code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
+        raise
+    except grpc.aio.AbortError:
+        code = _name(context.code()) or "UNKNOWN"
+        raise
+    except Exception as error:  # noqa: BLE001 - the one place where errors end
+        status = to_status(error)
+        code = status_code(status).name
+        more = {"reason": error.reason_code} if isinstance(error, TermwiseError) else {"error": type(error).__name__}
+        more["message"] = status.message
+        trailing.append((DETAILS_KEY, status.SerializeToString()))
+        await context.abort(status_code(status), status.message, tuple(trailing))
+    finally:
+        log = _log.error if code in _BUGS else _log.info
+        log("call", method=method, code=code, duration_ms=round((time.perf_counter() - began) * 1e3, 3), **more)
+
+
+def _name(code: Any) -> str:
+    """Give the name of a status code, which grpc.aio hands out as an enum, a number, or nothing."""
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    return next((known.name for known in grpc.StatusCode if known.value[0] == code), "")
+
+
+def _decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """Make a deserializer that never raises."""
+
+    def decoded(data: bytes) -> Any:
+        try:
+            return data if decode is None else decode(data)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the bytes are the caller's
+            return _Undecodable(error)
+
+    return decoded
+
+
+def _encoder(encode: Callable[[Any], bytes] | None, limit: int) -> Callable[[Any], bytes]:
+    """Make a serializer that minds the message limit."""
+
+    def encoded(answer: Any) -> bytes:
+        data = answer if encode is None else encode(answer)
+        if len(data) > limit:
+            raise InvalidArgumentError(
+                f"The answer is {len(data):,} bytes long, over the limit of {limit:,}; ask for less.",
+                reason="ANSWER_TOO_LARGE",
+                metadata={"limit": str(limit), "actual": str(len(data))},
+            )
+        return data
+
+    return encoded
+
+
+def _checked(request: Any) -> Any:
+    """Give a request back, or raise where it could not be decoded."""
+    if isinstance(request, _Undecodable):
+        raise InvalidArgumentError(
+            "The request cannot be decoded: it is no valid protobuf message of this method, holds text that is not "
+            "UTF-8, or is nested too deeply; send another.",
+            reason="REQUEST_UNDECODABLE",
+            metadata={"cause": str(request.cause)} if isinstance(request.cause, DecodeError) else {},
+        ) from request.cause
+    return request
+
+
+async def _each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Check the requests of a stream."""
+    async for request in requests:
+        yield _checked(request)
