@@ -25,7 +25,8 @@ class Side(Enum):
 class ExpansionConfig:
     """How a model's texts become weighted tokens; the fields are those of `TextExpansionConfig` in the proto.
 
-    `max_tokens` 0 means the model's own maximum, at most 512. Term limits 0 mean none. `truncate` False refuses long texts.
+    `max_tokens` 0 means the model's own maximum, at most 512. Term limits 0 mean none. `truncate` False refuses long
+    texts.
     """
 
     max_tokens: int = 0
@@ -49,8 +50,8 @@ class TokenizedText:
 class Expansion:
     """What became of a text.
 
-    `token_ids` (int64) and `weights` (float32, positive) have equal length and are sorted by weight, heaviest first, ties by
-    token; `tokens` are their strings. They are empty for a text without content.
+    `token_ids` (int64) and `weights` (float32, positive) have equal length and are sorted by weight, heaviest first,
+    ties by token; `tokens` are their strings. They are empty for a text without content.
     """
 
     tokens: tuple[str, ...]
@@ -83,7 +84,10 @@ class Encoder(Protocol):
         ...
 
     def fingerprint(self, side: Side) -> str:
-        """Identity of a side: `sha256:` and hex, over weights, tokenizer, pooling, max_tokens, prefix and term limits."""
+        """Identity of a side: `sha256:` and hex.
+
+        It covers weights, tokenizer, pooling, max_tokens, prefix and term limits.
+        """
         ...
 
     def tokenize(self, texts: Sequence[str], side: Side) -> list[TokenizedText]:
@@ -141,8 +145,8 @@ class Expander(Protocol):
             NotFoundError: there is no such deployment.
             FailedPreconditionError: it is not STARTED.
             ResourceExhaustedError: its queue is full and `wait` is False; carries `retry_after`.
-            InvalidArgumentError: more texts than its queue ever holds (not with `wait`), no text, `side` needed, or a text that is too long
-                for a model that refuses to truncate.
+            InvalidArgumentError: more texts than its queue ever holds (not with `wait`), no text, `side` needed, or a
+                text that is too long for a model that refuses to truncate.
             DeadlineExceededError: the context's deadline passed first.
             UnavailableError: the deployment stopped meanwhile.
 

@@ -1,0 +1,64 @@
+"""What the processor can do, and how many threads a worker computes with."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import threading
+from functools import cache
+from pathlib import Path
+
+_THREADS_LOCK = threading.Lock()
+
+
+def set_compute_threads(threads: int) -> int:
+    """Make the calling thread compute with `threads` threads; call it before the thread's first operation.
+
+    `torch.set_num_threads` holds for the calling thread, but also writes a global that a thread adopts when it first
+    asks. Set, then get, under a lock, settles it for this thread before another one can write (measured with two
+    workers). Where nothing has loaded torch, there is nothing to set.
+    """
+    if "torch" not in sys.modules:
+        return threads
+    import torch  # noqa: PLC0415 - slow to import; only workers need it
+
+    with _THREADS_LOCK:
+        torch.set_num_threads(threads)
+        return torch.get_num_threads()
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Tell whether products in bfloat16 are faster than in float32 here: AVX512-BF16 or AMX, through oneDNN."""
+    import torch  # noqa: PLC0415 - slow to import
+
+    if platform.machine() not in {"x86_64", "AMD64"} or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    flags = set(_cpu_info("flags").split())
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+@cache
+def has_onednn() -> bool:
+    """Tell whether weights can be laid out ahead for oneDNN's products."""
+    import torch  # noqa: PLC0415 - slow to import
+
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def processor_name() -> str:
+    """Give the processor's name and what sets it apart for arithmetic, as a part of a cache key."""
+    wanted = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx512_vnni"}
+    flags = sorted(wanted & set(_cpu_info("flags").split()))
+    return " ".join([platform.machine(), _cpu_info("model name") or platform.processor(), *flags])
+
+
+@cache
+def _cpu_info(key: str) -> str:
+    """Read a line of Linux's description of the first processor; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")

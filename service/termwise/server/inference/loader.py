@@ -1,0 +1,110 @@
+"""From a model's folder to an encoder that runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from termwise.server.errors import FailedPreconditionError
+from termwise.server.inference.architectures import current_name
+from termwise.server.inference.artefacts import ModelFolder, open_folder
+from termwise.server.inference.base import Encoder, ExpansionConfig, Side
+from termwise.server.inference.fingerprints import fingerprint_sides
+from termwise.server.inference.text import TextTokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What can be told of a model without running it. `size_bytes` is that of the files that the encoder reads."""
+
+    fingerprint: str
+    query_fingerprint: str
+    size_bytes: int
+    architecture: str
+    vocabulary_size: int
+
+
+def inspect_model(folder: Path, config: ExpansionConfig) -> ModelFacts:
+    """Check that a model's folder can be loaded, and tell what it holds. Blocking; needs no torch.
+
+    Raises:
+        FailedPreconditionError: it cannot be used; the message is one sentence that names the file and the problem.
+
+    """
+    opened = open_folder(folder)
+    TextTokenizer(opened, config)
+    fingerprints = fingerprint_sides(opened, config)
+    return ModelFacts(
+        fingerprint=fingerprints[Side.DOCUMENT],
+        query_fingerprint=fingerprints[Side.QUERY],
+        size_bytes=opened.size_bytes,
+        architecture=opened.architecture.name,
+        vocabulary_size=opened.dimensions.vocabulary,
+    )
+
+
+def load_encoder(
+    folder: Path, config: ExpansionConfig, *, threads: int = 1, precision: str = "auto", cache: Path | None = None
+) -> Encoder:
+    """Load a model and check it against plain transformers. Blocking: call it in a thread of its own.
+
+    Args:
+        folder: the model's files.
+        config: how texts become weighted tokens.
+        threads: processor threads of the check.
+        precision: "float32", "bfloat16", or "auto": bfloat16 where the processor computes with it.
+        cache: folder that keeps the verdicts of the check; None checks each time.
+
+    Raises:
+        FailedPreconditionError: the model cannot be used, or its vectors differ from those of plain transformers.
+
+    """
+    if precision not in PRECISIONS:
+        raise FailedPreconditionError(
+            f'The precision "{precision}" is unknown; use one of {", ".join(PRECISIONS)}.', reason="PRECISION_UNKNOWN"
+        )
+    opened = open_folder(folder)
+    # One worker is one thread of work: the tokenizer's own pool would take the other workers' processors.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer = TextTokenizer(opened, config)
+    fingerprints = fingerprint_sides(opened, config)
+    from termwise.server.inference.hardware import has_bfloat16, set_compute_threads  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.parity import Judge  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.splade import SpladeEncoder  # noqa: PLC0415 - imports torch
+
+    tensors = _read_tensors(opened)
+    set_compute_threads(threads)
+    judge = Judge(opened, fingerprints[Side.DOCUMENT], cache)
+    wanted = ("bfloat16" if has_bfloat16() else "float32") if precision == "auto" else precision
+    for choice in dict.fromkeys((wanted, "float32")):
+        encoder = SpladeEncoder(opened, config, tokenizer, fingerprints, tensors, choice)
+        problem = judge.compare(encoder)
+        if problem is None:
+            return encoder
+    raise FailedPreconditionError(
+        f"The model's vectors differ from those of plain transformers ({problem}); it cannot be served.",
+        reason="PARITY_FAILED",
+        metadata={"architecture": opened.architecture.name},
+    )
+
+
+def _read_tensors(folder: ModelFolder) -> dict[str, Tensor]:
+    """Read all weights into memory as float32, under today's names."""
+    import torch  # noqa: PLC0415 - slow to import
+    from safetensors import safe_open  # noqa: PLC0415 - not a need of the client's install
+
+    tensors: dict[str, Tensor] = {}
+    for file in folder.weights:
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - not a mapping
+                # A copy: the file may be replaced while its map is in use.
+                tensors[current_name(name)] = stored.get_tensor(name).to(torch.float32, copy=True)
+    return tensors

@@ -1,0 +1,126 @@
+"""The check at load: the packed encoder must answer as plain transformers does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from termwise.server.errors import FailedPreconditionError
+from termwise.server.inference.base import Side
+from termwise.server.inference.hardware import processor_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from termwise.server.inference.artefacts import ModelFolder
+    from termwise.server.inference.splade import SpladeEncoder
+
+# Changes when the check does, so that old verdicts are not believed.
+_VERSION = 1
+# Sentences of different lengths: below and above the head's 64 tokens, and beyond a chunk of attention.
+SENTENCES = (
+    "Pluto",
+    "How do I squeeze a file so that it takes less room on the disk?",
+    "The committee met on 14 March 1977; its report (no. 12/B) named three causes: rust, salt & neglect. ",
+    "Salmon are farmed in floating net pens along sheltered coasts, where the tide renews the water twice a day. " * 6,
+)
+# Smallest cosine and largest difference of a weight that each precision may show. Measured with bfloat16: .9998 and
+# .05; with float32: 1 and .0001.
+_LIMITS = {"float32": (0.99999, 0.001), "bfloat16": (0.998, 0.25)}
+
+
+class Judge:
+    """Compares encoders of one model with plain transformers; the verdicts are kept by what could change them."""
+
+    def __init__(self, folder: ModelFolder, fingerprint: str, cache: Path | None) -> None:
+        """Keep verdicts under `cache`, where it is given."""
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._cache = cache
+        self._reference: list[NDArray[np.float32]] | None = None
+
+    def compare(self, encoder: SpladeEncoder) -> str | None:
+        """Say how an encoder differs from plain transformers; None where it does not.
+
+        Raises:
+            FailedPreconditionError: transformers cannot load the model.
+
+        """
+        kept = self._kept(encoder.precision)
+        if kept is not None and kept.exists():
+            try:
+                verdict: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+                problem = verdict["problem"]
+            except (OSError, ValueError, KeyError):
+                kept.unlink(missing_ok=True)
+            else:
+                return str(problem) if problem else None
+        problem = self._measure(encoder)
+        if kept is not None:
+            _write(kept, {"problem": problem, "precision": encoder.precision, "torch": torch.__version__})
+        return problem
+
+    def _measure(self, encoder: SpladeEncoder) -> str | None:
+        texts = sorted((text.ids for text in encoder.tokenize(SENTENCES, Side.DOCUMENT)), key=len)
+        if self._reference is None:
+            self._reference = _plain_weights(self._folder, texts)
+        least_cosine, most_difference = _LIMITS[encoder.precision]
+        for ids, logits, expected in zip(texts, encoder.pool(texts), self._reference, strict=True):
+            actual = np.log1p(np.maximum(logits, 0))
+            cosine = _cosine(actual, expected)
+            difference = float(np.abs(actual - expected).max())
+            # Written so that a NaN fails too.
+            if not (cosine >= least_cosine and difference <= most_difference):
+                return (
+                    f"{encoder.precision}, {len(ids)} tokens: cosine {cosine:.6f}, largest difference {difference:.4f}"
+                )
+        return None
+
+    def _kept(self, precision: str) -> Path | None:
+        if self._cache is None:
+            return None
+        key = json.dumps([_VERSION, self._fingerprint, processor_name(), torch.__version__, precision])
+        return self._cache / "parity" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+
+
+def _plain_weights(folder: ModelFolder, texts: list[Any]) -> list[NDArray[np.float32]]:
+    """Run a model by plain transformers, text by text, in float32."""
+    from transformers import AutoModelForMaskedLM  # noqa: PLC0415 - seconds to import, needed once a model
+
+    try:
+        model = AutoModelForMaskedLM.from_pretrained(
+            folder.path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        ).eval()
+    except Exception as error:  # whatever it is, the model cannot be checked
+        raise FailedPreconditionError(
+            "The model cannot be used: transformers does not load it, so that it cannot be checked.",
+            reason="MODEL_UNUSABLE",
+        ) from error
+    weights = []
+    with torch.inference_mode():
+        for ids in texts:
+            logits = model(input_ids=torch.tensor([list(ids)])).logits[0]
+            weights.append(torch.log1p(torch.relu(logits.amax(0))).numpy())
+    return weights
+
+
+def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    norms = float(np.linalg.norm(left) * np.linalg.norm(right))
+    if norms == 0:
+        return 1.0 if not left.any() and not right.any() else 0.0
+    return float(left @ right) / norms
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    """Write a file whole or not at all: two deployments may start at once."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        json.dump(value, stream)
+    os.replace(name, file)  # noqa: PTH105 - `name` is a string

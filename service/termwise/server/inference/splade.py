@@ -1,0 +1,102 @@
+"""The packed SPLADE encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from termwise.server.inference.base import Expansion, Side, TokenizedText
+from termwise.server.inference.body import Body
+from termwise.server.inference.extraction import Vocabulary, extract
+from termwise.server.inference.head import PooledHead
+from termwise.server.inference.packing import group_lengths, plan_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from termwise.server.inference.artefacts import ModelFolder
+    from termwise.server.inference.base import ExpansionConfig
+    from termwise.server.inference.text import TextTokenizer
+    from torch import Tensor
+
+# Tokens of one pass through the model. More brings nothing: the products are long enough, and the rows leave the cache.
+_BATCH_TOKENS = 4096
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_NO_IDS = np.empty(0, dtype=np.int64)
+_NO_WEIGHTS = np.empty(0, dtype=np.float32)
+
+
+class SpladeEncoder:
+    """A masked-token model whose largest logits, through `log1p(relu(…))`, are the weights of a text.
+
+    Texts are packed end to end, sorted by length, without padding. Thread-safe: several workers may share one.
+    """
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        config: ExpansionConfig,
+        tokenizer: TextTokenizer,
+        fingerprints: dict[Side, str],
+        tensors: dict[str, Tensor],
+        precision: str,
+    ) -> None:
+        """Lay the weights out. `tensors` are the model's in float32, by today's names."""
+        dtype = DTYPES[precision]
+        architecture, dimensions = folder.architecture, folder.dimensions
+        with torch.inference_mode():
+            self._body = Body(tensors.__getitem__, architecture, dimensions, dtype)
+            self._head = PooledHead(tensors.__getitem__, architecture, dimensions, folder.bias, dtype)
+        self._tokenizer = tokenizer
+        self._vocabulary = Vocabulary(tokenizer.vocabulary)
+        self._fingerprints = fingerprints
+        self._precision = precision
+        self._min_weight = config.min_weight
+        self._max_terms = {Side.DOCUMENT: config.document_max_terms, Side.QUERY: config.query_max_terms}
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return len(self._vocabulary)
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic in use: "float32" or "bfloat16"."""
+        return self._precision
+
+    @property
+    def sides_differ(self) -> bool:
+        """Whether documents and queries are encoded differently."""
+        return self._fingerprints[Side.DOCUMENT] != self._fingerprints[Side.QUERY]
+
+    def fingerprint(self, side: Side) -> str:
+        """Identity of a side."""
+        return self._fingerprints[side]
+
+    def tokenize(self, texts: Sequence[str], side: Side) -> list[TokenizedText]:
+        """Cut texts into vocabulary ids; see `Encoder.tokenize`."""
+        return self._tokenizer.tokenize(texts, side)
+
+    def encode(self, texts: Sequence[TokenizedText], side: Side) -> list[Expansion]:
+        """Run the model, batch by batch."""
+        expansions = [Expansion((), _NO_IDS, _NO_WEIGHTS, 0, truncated=False)] * len(texts)
+        max_terms = self._max_terms[side]
+        for batch in plan_batches([len(text.ids) for text in texts], _BATCH_TOKENS):
+            logits = self.pool([texts[position].ids for position in batch])
+            for position, row in zip(batch, logits, strict=True):
+                ids, weights = extract(row, self._vocabulary, max_terms=max_terms, min_weight=self._min_weight)
+                text = texts[position]
+                tokens = self._vocabulary.tokens(ids)
+                expansions[position] = Expansion(tokens, ids, weights, len(text.ids), text.truncated)
+        return expansions
+
+    def pool(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Give the largest logits `[texts, vocabulary]` of texts that are sorted by length and none of them empty."""
+        groups = group_lengths([len(ids) for ids in texts])
+        with torch.inference_mode():
+            packed = torch.tensor([number for ids in texts for number in ids])
+            logits: NDArray[np.float32] = self._head(self._body(packed, groups), groups).numpy()
+        return logits

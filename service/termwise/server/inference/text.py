@@ -1,0 +1,209 @@
+"""Text in, vocabulary ids out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
+from termwise.server.inference.base import Side, TokenizedText
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from termwise.server.inference.artefacts import ModelFolder
+    from termwise.server.inference.base import ExpansionConfig
+
+# Longest text in tokens where the configuration leaves it open (the proto's rule for `max_tokens` 0).
+_DEFAULT_MAX_TOKENS = 512
+# Fewest tokens that leave room for one of the text between the special ones (the proto's rule).
+_LEAST_MAX_TOKENS = 3
+# Characters looked at first, for each token of room: English has four to five a token, so most texts need one look.
+_CHARACTERS_A_TOKEN = 8
+# Tokens that the cut end of a text may turn into others: a word of over 100 characters is one unknown token in
+# WordPiece.
+_CUT_MARGIN = 128
+_NO_TOKENS = TokenizedText(())
+
+
+class TextTokenizer:
+    """Cuts texts as a model wants them: prefix, special tokens, length. Thread-safe."""
+
+    def __init__(self, folder: ModelFolder, config: ExpansionConfig) -> None:
+        """Load the tokenizer of a model's folder.
+
+        Raises:
+            FailedPreconditionError: the tokenizer is broken or is not this model's, or `max_tokens` is out of range.
+
+        """
+        self._tokenizer = _load(folder)
+        self._prefixes = {Side.DOCUMENT: config.document_prefix, Side.QUERY: config.query_prefix}
+        self._truncate = config.truncate
+        self._head, self._tail = _special_ids(self._tokenizer)
+        self.max_tokens = resolve_max_tokens(folder, config)
+        self._room = max(1, self.max_tokens - len(self._head) - len(self._tail))
+        self.vocabulary = _vocabulary(self._tokenizer, folder.dimensions.vocabulary)
+
+    def tokenize(self, texts: Sequence[str], side: Side) -> list[TokenizedText]:
+        """Cut texts; one without content becomes no tokens at all.
+
+        Raises:
+            InvalidArgumentError: a text is too long and the configuration refuses to truncate.
+
+        """
+        prefix = self._prefixes[side]
+        look = self._room * _CHARACTERS_A_TOKEN
+        whole = [prefix + text for text in texts]
+        cuts = [_cut(text, look) for text in whole]
+        encodings = self._tokenizer.encode_batch_fast(cuts, add_special_tokens=False)
+        results = []
+        for position, (text, cut, encoding) in enumerate(zip(whole, cuts, encodings, strict=True)):
+            ids = encoding.ids
+            if len(cut) < len(text) and len(ids) < self._room + _CUT_MARGIN:
+                ids = self._look_further(text, look)
+            if not ids or not texts[position].strip():
+                results.append(_NO_TOKENS)
+                continue
+            truncated = len(ids) > self._room
+            if truncated:
+                if not self._truncate:
+                    raise InvalidArgumentError(
+                        f"A text is longer than the model's {self.max_tokens} tokens; shorten it or allow truncation.",
+                        reason="TEXT_TOO_LONG",
+                        metadata={"limit": str(self.max_tokens)},
+                    )
+                del ids[self._room :]
+            results.append(TokenizedText([*self._head, *ids, *self._tail], truncated))
+        return results
+
+    def _look_further(self, text: str, look: int) -> list[int]:
+        """Look at more and more of a text whose start holds few tokens (blanks, or words of great length)."""
+        while True:
+            look *= 4
+            cut = _cut(text, look)
+            ids: list[int] = self._tokenizer.encode_batch_fast([cut], add_special_tokens=False)[0].ids
+            if len(cut) == len(text) or len(ids) >= self._room + _CUT_MARGIN:
+                return ids
+
+
+def resolve_max_tokens(folder: ModelFolder, config: ExpansionConfig) -> int:
+    """Give the longest text in tokens, special ones included.
+
+    Raises:
+        FailedPreconditionError: the configuration asks for more than the model has positions, or for too few.
+
+    """
+    positions = folder.dimensions.positions
+    if config.max_tokens:
+        if not _LEAST_MAX_TOKENS <= config.max_tokens <= positions:
+            raise FailedPreconditionError(
+                f"max_tokens is {config.max_tokens}; this model takes {_LEAST_MAX_TOKENS} to {positions}.",
+                reason="MAX_TOKENS_OUT_OF_RANGE",
+                metadata={"limit": str(positions), "actual": str(config.max_tokens)},
+            )
+        return config.max_tokens
+    own = folder.tokenizer_config.get("model_max_length")
+    limits = [positions, _DEFAULT_MAX_TOKENS]
+    if isinstance(own, int) and own >= _LEAST_MAX_TOKENS:
+        limits.append(own)
+    return min(limits)
+
+
+def _cut(text: str, look: int) -> str:
+    """Give the first `look` characters of a text, back to a blank where there is one near, so that no word is torn."""
+    if len(text) <= look:
+        return text
+    start = text[:look]
+    torn = len(start) - len(start.rstrip())
+    if torn:
+        return start
+    words = start.rsplit(maxsplit=1)
+    return words[0] if len(words) > 1 and len(words[1]) < look // 2 else start
+
+
+def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Give the ids that the tokenizer puts before and after a text."""
+    plain: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
+    framed: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
+    for start in range(len(framed) - len(plain) + 1):
+        if framed[start : start + len(plain)] == plain:
+            return framed[:start], framed[start + len(plain) :]
+    raise FailedPreconditionError(
+        "The model's tokenizer changes a text where it adds special tokens, which is not supported.",
+        reason="MODEL_UNUSABLE",
+    )
+
+
+def _vocabulary(tokenizer: Any, size: int) -> list[str]:
+    """Give every token's string by id; ids that the tokenizer leaves without one (padding of the matrix) get a name."""
+    known: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+    if known and max(known.values()) >= size:
+        raise FailedPreconditionError(
+            f"The model's tokenizer knows {max(known.values()) + 1} tokens and its weights {size}; they do not belong"
+            " together.",
+            reason="MODEL_UNUSABLE",
+        )
+    strings = [f"[id{number}]" for number in range(size)]
+    for token, number in known.items():
+        strings[number] = token
+    return strings
+
+
+def _load(folder: ModelFolder) -> Any:
+    from tokenizers import Tokenizer  # noqa: PLC0415 - not a need of the client's install
+
+    try:
+        if folder.tokenizer.name == "tokenizer.json":
+            tokenizer = Tokenizer.from_file(str(folder.tokenizer))
+        else:
+            tokenizer = _from_vocabulary(folder)
+    except FailedPreconditionError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise FailedPreconditionError(
+            f"The model cannot be used: {folder.tokenizer.name} is broken; download it again.", reason="MODEL_UNUSABLE"
+        ) from error
+    # Lengths are this module's business: texts are cut here and never padded.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _from_vocabulary(folder: ModelFolder) -> Any:
+    """Make BERT's tokenizer from its vocabulary, a token a line, and the flags of tokenizer_config.json."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: PLC0415
+
+    settings = folder.tokenizer_config
+    lower = settings.get("do_lower_case", True)
+    unknown, classify, separate = (
+        _content(settings.get(key), default)
+        for key, default in (("unk_token", "[UNK]"), ("cls_token", "[CLS]"), ("sep_token", "[SEP]"))
+    )
+    lines = folder.tokenizer.read_text(encoding="utf-8").split("\n")
+    vocabulary = {line.removesuffix("\r"): number for number, line in enumerate(lines) if line}
+    for token in (unknown, classify, separate):
+        if token not in vocabulary:
+            raise FailedPreconditionError(
+                f'The model cannot be used: vocab.txt lacks the token "{token}".', reason="MODEL_UNUSABLE"
+            )
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=lower,
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(
+        (separate, vocabulary[separate]), (classify, vocabulary[classify])
+    )
+    tokenizer.add_special_tokens(
+        [token for token in (unknown, classify, separate, "[PAD]", "[MASK]") if token in vocabulary]
+    )
+    return tokenizer
+
+
+def _content(token: Any, default: str) -> str:
+    """Read a special token of tokenizer_config.json: a string, or an object that holds it."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else default
