@@ -1,7 +1,9 @@
-"""The storage port: what a backend does, and when. The docstrings are the specification; `conformance` tests them.
+"""The storage port: what a backend does, and when.
 
-A backend is an `IndexStore`: a folder (or a server) of indices. Methods block, are called from many threads, and release
-the GIL where they work long. A write has one caller at a time an index; reads run beside it.
+The docstrings are the specification; `conformance` tests them.
+
+A backend is an `IndexStore`: a folder (or a server) of indices. Methods block, are called from many threads, and
+release the GIL where they work long. A write has one caller at a time an index; reads run beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ if TYPE_CHECKING:
 
 
 class IndexReader(Protocol):
-    """An index at one moment: writes after it was made do not show. Cheap to make; dropped when no longer referenced."""
+    """An index at one moment: writes after it was made do not show.
+
+    Cheap to make; dropped when no longer referenced.
+    """
 
     def get(self, ids: Sequence[str]) -> list[StoredDocument | None]:
         """Give documents by id, None where there is none, in the order of `ids`."""

@@ -212,7 +212,10 @@ class Terms:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Documents with a value between the bounds; each bound is None or of the field's own type. Keywords by UTF-8 bytes."""
+    """Documents with a value between the bounds; each bound is None or of the field's own type.
+
+    Keywords compare by UTF-8 bytes. Without bounds, every document with a value. One value must meet all bounds.
+    """
 
     field: str
     gte: Scalar | None = None
@@ -223,7 +226,10 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Exists:
-    """Documents with at least one value in a field of any kind. An empty sparse vector is a value; so is an empty text."""
+    """Documents with at least one value in a field of any kind.
+
+    An empty sparse vector is a value; so is an empty text.
+    """
 
     field: str
 
@@ -262,9 +268,12 @@ class AnyOf:
 
 @dataclass(frozen=True, slots=True)
 class Lexical:
-    """BM25 (k1 = 1.2, b = 0.75) of a TEXT field; the field's analyzer cuts `text`. A document matches that has any word, or all.
+    """BM25 (k1 = 1.2, b = 0.75) of a TEXT field; the field's analyzer cuts `text`.
 
-    Text of which the analyzer leaves nothing matches nothing.
+    A document matches that has any word, or all. Text of which the analyzer leaves nothing matches nothing. A word that
+    stands twice counts twice. A term scores `(k1 + 1) * idf * tf / (tf + k1 * (1 - b + b * length / average))` with
+    `idf = ln(1 + (N - df + 0.5) / (df + 0.5))`; lengths are kept in one byte, as Lucene does. N counts the index's
+    documents, and `average` is words in the field over N. Deleted documents may count until they are merged away.
     """
 
     field: str
@@ -274,7 +283,10 @@ class Lexical:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sparse:
-    """The dot product of `vector` and a SPARSE_VECTOR field, in float32. A document matches that shares a token."""
+    """The dot product of `vector` and a SPARSE_VECTOR field. A document matches that shares a token.
+
+    Products are added in float32, heaviest query token first; a sum beyond the largest float32 is that float32.
+    """
 
     field: str
     vector: SparseVector
@@ -286,8 +298,9 @@ Condition: TypeAlias = Everything | Nothing | Terms | Range | Exists | Ids | Not
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """The best documents of a leaf: seq_nos (int64) and scores (float32) of equal length, score descending, then seq_no ascending.
+    """The best documents of a leaf.
 
+    `seq_nos` (int64) and `scores` (float32) have equal length, ordered by score descending, then seq_no ascending.
     `total` documents match in all. `exhausted`: the ranking holds every one of them. Scores are off by at most
     `max_error`, 0 for exact ones.
     """
@@ -329,7 +342,10 @@ class SparseFieldStatistics:
 
 @dataclass(frozen=True, slots=True)
 class IndexStatistics:
-    """Counts of an index: documents alive, bytes on disk (0 in memory), the newest seq_no (0 before the first write)."""
+    """Counts of an index.
+
+    Documents alive, bytes on disk (0 in memory), the newest seq_no (0 before the first write).
+    """
 
     document_count: int
     size_bytes: int
