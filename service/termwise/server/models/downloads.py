@@ -1,0 +1,233 @@
+"""Downloads that run: each fetches one model's files in a thread, checks them, and makes them its folder."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import structlog
+from termwise.server.errors import FailedPreconditionError, TermwiseError
+from termwise.server.inference.base import ExpansionConfig
+from termwise.server.metadata.records import ModelState
+from termwise.server.models import artifacts
+from termwise.server.models.repositories.base import FetchStoppedError
+from termwise.server.models.waiting import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from termwise.server.inference.loader import ModelFacts
+    from termwise.server.metadata.records import ModelRecord
+    from termwise.server.metadata.store import MetadataStore
+    from termwise.server.models.packaged import PackagedModel
+    from termwise.server.models.repositories.base import Repository
+
+Inspect: TypeAlias = "Callable[[Path, ExpansionConfig], ModelFacts]"
+"""Looks at a model's folder and gives its facts (`inference.loader.inspect_model`)."""
+
+_AT_ONCE: Final = 4
+"""Downloads that run at a time; later ones wait their turn."""
+_REPORT_SECONDS: Final = 0.1
+"""Shortest time between two changes of progress that watchers see."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Download:
+    """One model's download: how far it is, and how it ended."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin at nothing."""
+        self.bytes_done = 0
+        self.bytes_total = 0
+        self.finished = False
+        self.stopped = False
+        self.signal = Signal()
+        self._error: TermwiseError | None = None
+        self._loop = loop
+        self._stop = threading.Event()
+        self._next_report = 0.0
+
+    @property
+    def error(self) -> TermwiseError | None:
+        """Why it failed: a copy to raise, since several callers may raise it at a time."""
+        return copy.copy(self._error)
+
+    def report(self, done: int, total: int) -> None:
+        """Take progress from the thread that fetches; raise FetchStoppedError there once it shall end."""
+        if self._stop.is_set():
+            raise FetchStoppedError
+        now = time.monotonic()
+        if now >= self._next_report or done == total:
+            self._next_report = now + _REPORT_SECONDS
+            self._loop.call_soon_threadsafe(self._show, done, total)
+
+    def _show(self, done: int, total: int) -> None:
+        if (done, total) != (self.bytes_done, self.bytes_total):
+            self.bytes_done, self.bytes_total = done, total
+            self.signal.fire()
+
+    def stop(self) -> None:
+        """Ask the thread to end; the download then ends without a verdict."""
+        self.stopped = True
+        self._stop.set()
+
+    def end(self, error: TermwiseError | None) -> None:
+        """Note how it ended, and wake everyone."""
+        self._error = error
+        self.finished = True
+        self.signal.fire()
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        await self.signal.wait_for(lambda: self.finished)
+
+
+class Downloads:
+    """Runs downloads and writes what became of them into the metadata store.
+
+    `names` is the lock under which a model's record changes its state.
+    """
+
+    def __init__(
+        self,
+        store: MetadataStore,
+        folder: Path,
+        *,
+        repositories: Mapping[str, Repository],
+        inspect: Inspect,
+        packaged: Mapping[str, PackagedModel],
+        names: asyncio.Lock,
+    ) -> None:
+        """Begin with none; `folder` is that of all models."""
+        self._store = store
+        self._folder = folder
+        self._repositories = repositories
+        self._inspect = inspect
+        self._packaged = packaged
+        self._names = names
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="model-download")
+        self._downloads: dict[str, Download] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def get(self, model_id: str) -> Download | None:
+        """Give a model's download of this server's life: the one that runs, or the last."""
+        return self._downloads.get(model_id)
+
+    def running(self, model_id: str) -> Download | None:
+        """Give a model's download while it runs."""
+        download = self._downloads.get(model_id)
+        return None if download is None or download.finished else download
+
+    def start(self, record: ModelRecord) -> Download:
+        """Start a model's download. `record` is DOWNLOADING and stored; no download of it runs."""
+        download = self._downloads[record.model_id] = Download(asyncio.get_running_loop())
+        task = asyncio.create_task(self._run(record, download))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return download
+
+    def forget(self, model_id: str) -> None:
+        """Drop what is known of a deleted model's last download."""
+        self._downloads.pop(model_id, None)
+
+    async def stop(self, model_id: str) -> None:
+        """End a model's download, if one runs, and wait until it has."""
+        if (download := self.running(model_id)) is not None:
+            download.stop()
+            await download.ended()
+
+    async def close(self) -> None:
+        """End all downloads; their models stay DOWNLOADING, and the next start resumes them."""
+        for download in self._downloads.values():
+            download.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._threads.shutdown(wait=False)
+
+    async def _run(self, record: ModelRecord, download: Download) -> None:
+        error: TermwiseError | None = None
+        began = time.monotonic()
+        try:
+            loop = asyncio.get_running_loop()
+            facts = await loop.run_in_executor(self._threads, self._fetch, record, download)
+            await self._settle(
+                download,
+                dataclasses.replace(
+                    record,
+                    state=ModelState.READY,
+                    fingerprint=facts.fingerprint,
+                    query_fingerprint=facts.query_fingerprint,
+                    size_bytes=facts.size_bytes,
+                    architecture=facts.architecture,
+                    vocabulary_size=facts.vocabulary_size,
+                    error="",
+                ),
+            )
+            _log.info("model_ready", model=record.model_id, seconds=round(time.monotonic() - began, 3))
+        except FetchStoppedError:
+            pass
+        except Exception as caught:  # noqa: BLE001 - whatever happens, the model says that it failed
+            error = self._explain(record, caught)
+            await self._fail(record, download, error)
+        download.end(error)
+
+    def _fetch(self, record: ModelRecord, download: Download) -> ModelFacts:
+        """Fetch, check and publish; runs in a thread."""
+        target = self._folder / record.model_id
+        config = ExpansionConfig(**record.config)
+        if artifacts.is_complete(target):  # published, but the server ended before the model's record said so
+            return self._inspect(target, config)
+        scheme = record.source_uri.partition("://")[0]
+        repository = self._repositories.get(scheme)
+        if repository is None:
+            raise FailedPreconditionError(f'Sources of the kind "{scheme}" are not configured on this server.')
+        download.report(0, 0)
+        with artifacts.draft(self._folder) as draft:
+            repository.fetch(
+                record.source_uri, draft.files, scratch=draft.scratch, sha256=record.sha256, report=download.report
+            )
+            if (known := self._packaged.get(record.model_id)) is not None:
+                artifacts.check_digest(draft.files / artifacts.WEIGHTS, known.weights_sha256, artifacts.WEIGHTS)
+            facts = self._inspect(draft.files, config)
+            download.report(download.bytes_done, download.bytes_total)
+            artifacts.remove(target)
+            artifacts.publish(draft.files, target)
+        return facts
+
+    async def _settle(self, download: Download, record: ModelRecord) -> None:
+        """Write what became of a model, unless it is being deleted."""
+        async with self._names:
+            if download.stopped:
+                raise FetchStoppedError
+            await asyncio.to_thread(self._store.put_model, record)
+
+    async def _fail(self, record: ModelRecord, download: Download, error: TermwiseError) -> None:
+        try:
+            await self._settle(download, dataclasses.replace(record, state=ModelState.FAILED, error=error.message))
+        except FetchStoppedError:
+            pass
+        except Exception:  # noqa: BLE001 - it is logged, and the download still has to end
+            # The full disk that failed the download may fail this too. The download itself knows its error until the
+            # server ends; the next start finds the model DOWNLOADING, and tries again.
+            _log.exception("model_state_not_stored", model=record.model_id)
+
+    def _explain(self, record: ModelRecord, caught: Exception) -> TermwiseError:
+        if isinstance(caught, TermwiseError):
+            error = caught
+        elif isinstance(caught, OSError):
+            error = artifacts.from_os_error(caught, f'fetching model "{record.model_id}"')
+        else:
+            _log.exception("download_broke", model=record.model_id, exc_info=caught)
+            error = FailedPreconditionError(
+                f'Model "{record.model_id}" could not be fetched ({type(caught).__name__}); see the server\'s log.',
+                reason="DOWNLOAD_FAILED",
+            )
+        _log.warning("model_failed", model=record.model_id, error=error.message)
+        return error

@@ -1,0 +1,114 @@
+"""One deployment in memory: where it stands, and what it runs on."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from termwise.server.errors import FailedPreconditionError, Resource, TermwiseError, UnavailableError
+from termwise.server.models.requests import DeploymentWait
+from termwise.server.models.waiting import Signal
+
+if TYPE_CHECKING:
+    import asyncio
+    from datetime import datetime
+
+    from termwise.server.inference.base import Encoder
+    from termwise.server.inference.batcher import Batcher
+    from termwise.server.metadata.records import DeploymentRecord
+    from termwise.server.models.encoders import EncoderKey
+
+
+class DeploymentState(Enum):
+    """Where a deployment stands."""
+
+    STARTING = "STARTING"
+    STARTED = "STARTED"
+    STOPPING = "STOPPING"
+    FAILED = "FAILED"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deployment:
+    """A deployment as it stands. `precision` is "" and `start_time` None until it is STARTED."""
+
+    record: DeploymentRecord
+    state: DeploymentState
+    allocation_count: int = 0
+    precision: str = ""
+    error: str = ""
+    start_time: datetime | None = None
+
+
+class Runner:
+    """A deployment while it is here. `Deployments` moves it from state to state; `signal` fires at each move."""
+
+    def __init__(self, record: DeploymentRecord) -> None:
+        """Begin STARTING, with nothing."""
+        self.record = record
+        self.state = DeploymentState.STARTING
+        self.failure: TermwiseError | None = None
+        self.key: EncoderKey | None = None
+        self.encoder: Encoder | None = None
+        self.batcher: Batcher | None = None
+        self.start_time: datetime | None = None
+        self.signal = Signal()
+        self.starting: asyncio.Task[None] | None = None
+        self.stopping: asyncio.Task[None] | None = None
+        self.gone = False
+
+    def view(self) -> Deployment:
+        """Give the deployment as it stands."""
+        return Deployment(
+            self.record,
+            self.state,
+            allocation_count=self.batcher.allocation_count if self.batcher else 0,
+            precision=self.encoder.precision if self.encoder else "",
+            error=self.failure.message if self.failure else "",
+            start_time=self.start_time,
+        )
+
+    async def settle(self, wait: DeploymentWait) -> None:
+        """Wait until a start has come as far as `wait` says, or has ended otherwise."""
+        await self.signal.wait_for(lambda: self.state is not DeploymentState.STARTING)
+        if wait is DeploymentWait.FULLY_ALLOCATED:
+            await self.signal.wait_for(lambda: self.state is not DeploymentState.STARTED or self._fully_allocated())
+
+    def _fully_allocated(self) -> bool:
+        return self.batcher is not None and self.batcher.allocation_count >= self.record.number_of_allocations
+
+    def outcome(self) -> TermwiseError | None:
+        """Give the error for whoever waited for the start; None where it is STARTED."""
+        deployment_id = self.record.deployment_id
+        if self.state is DeploymentState.STARTED:
+            return None
+        if self.failure is None:
+            return UnavailableError(
+                f'Deployment "{deployment_id}" was stopped meanwhile.',
+                reason="DEPLOYMENT_STOPPED",
+                metadata={"deployment": deployment_id},
+            )
+        return FailedPreconditionError(
+            f'Deployment "{deployment_id}" could not start: {self.failure.message}',
+            reason="DEPLOYMENT_FAILED",
+            metadata={"deployment": deployment_id, "cause": self.failure.reason_code},
+            resource=Resource("deployment", deployment_id),
+        )
+
+    def unready(self) -> FailedPreconditionError:
+        """Make the error for whoever wants texts expanded now."""
+        what = {
+            DeploymentState.STARTING: "is still starting; wait until it is STARTED.",
+            DeploymentState.STARTED: "does not answer.",
+            DeploymentState.STOPPING: "is stopping; start it again, or use another.",
+            DeploymentState.FAILED: f"failed to start: {self.failure.message if self.failure else ''} "
+            "Stop it, then start it again.",
+        }[self.state]
+        deployment_id = self.record.deployment_id
+        return FailedPreconditionError(
+            f'Deployment "{deployment_id}" {what}',
+            reason="DEPLOYMENT_NOT_STARTED",
+            metadata={"deployment": deployment_id, "state": self.state.value},
+            resource=Resource("deployment", deployment_id),
+        )

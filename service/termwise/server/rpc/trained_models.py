@@ -1,0 +1,126 @@
+"""TrainedModels over gRPC: convert, call, convert."""
+
+# ruff: noqa: N802 - the methods bear the names of the RPCs
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from termwise.server.context import authorize
+from termwise.server.rpc import paging
+from termwise.server.rpc.context import request_context
+from termwise.server.rpc.convert import trained_models as convert
+from termwise.v1 import trained_models_pb2 as pb
+from termwise.v1 import trained_models_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc.aio
+    from termwise.server.models.catalog import ModelCatalog
+    from termwise.server.models.deployments import Deployments
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
+    """Models and deployments. Errors of the domain are raised; an interceptor makes them statuses."""
+
+    def __init__(self, catalog: ModelCatalog, deployments: Deployments) -> None:
+        """Serve these."""
+        self._catalog = catalog
+        self._deployments = deployments
+
+    async def PutTrainedModel(
+        self, request: pb.PutTrainedModelRequest, grpc_context: Context
+    ) -> pb.PutTrainedModelResponse:
+        """Store a model and start its download."""
+        context = request_context(grpc_context)
+        authorize(context, "models.write", f"model/{request.model_id}")
+        model = await self._catalog.put(context, convert.new_model(request), convert.model_wait(request))
+        return pb.PutTrainedModelResponse(trained_model=convert.trained_model(model))
+
+    async def GetTrainedModel(
+        self, request: pb.GetTrainedModelRequest, grpc_context: Context
+    ) -> pb.GetTrainedModelResponse:
+        """Give one model."""
+        authorize(request_context(grpc_context), "models.read", f"model/{request.model_id}")
+        model = await self._catalog.get(request.model_id)
+        return pb.GetTrainedModelResponse(trained_model=convert.trained_model(model))
+
+    async def ListTrainedModels(
+        self, request: pb.ListTrainedModelsRequest, grpc_context: Context
+    ) -> pb.ListTrainedModelsResponse:
+        """Give a page of models."""
+        authorize(request_context(grpc_context), "models.read", "model/*")
+        size = paging.page_size(request.page_size)
+        after = paging.after_token(request.page_token, "ListTrainedModels")
+        found = await self._catalog.list(after, size + 1)
+        models, token = paging.page(found, size, "ListTrainedModels", lambda model: model.record.model_id)
+        return pb.ListTrainedModelsResponse(
+            trained_models=[convert.trained_model(model) for model in models], next_page_token=token
+        )
+
+    async def DeleteTrainedModel(
+        self, request: pb.DeleteTrainedModelRequest, grpc_context: Context
+    ) -> pb.DeleteTrainedModelResponse:
+        """Delete a model."""
+        authorize(request_context(grpc_context), "models.write", f"model/{request.model_id}")
+        await self._catalog.delete(request.model_id)
+        return pb.DeleteTrainedModelResponse()
+
+    async def DownloadTrainedModel(
+        self, request: pb.DownloadTrainedModelRequest, grpc_context: Context
+    ) -> AsyncIterator[pb.DownloadTrainedModelResponse]:
+        """Start or join a download, and give its progress."""
+        context = request_context(grpc_context)
+        authorize(context, "models.write", f"model/{request.model_id}")
+        async for progress in self._catalog.download(context, request.model_id):
+            yield pb.DownloadTrainedModelResponse(progress=convert.progress(progress))
+
+    async def StartDeployment(
+        self, request: pb.StartDeploymentRequest, grpc_context: Context
+    ) -> pb.StartDeploymentResponse:
+        """Start a deployment."""
+        context = request_context(grpc_context)
+        authorize(context, "deployments.write", f"deployment/{request.deployment_id or request.model_id}")
+        deployment = await self._deployments.start(
+            context, convert.new_deployment(request), convert.deployment_wait(request)
+        )
+        return pb.StartDeploymentResponse(deployment=convert.deployment(deployment))
+
+    async def StopDeployment(
+        self, request: pb.StopDeploymentRequest, grpc_context: Context
+    ) -> pb.StopDeploymentResponse:
+        """Stop a deployment."""
+        context = request_context(grpc_context)
+        authorize(context, "deployments.write", f"deployment/{request.deployment_id}")
+        await self._deployments.stop(context, request.deployment_id, force=request.force)
+        return pb.StopDeploymentResponse()
+
+    async def GetDeployment(self, request: pb.GetDeploymentRequest, grpc_context: Context) -> pb.GetDeploymentResponse:
+        """Give one deployment."""
+        authorize(request_context(grpc_context), "deployments.read", f"deployment/{request.deployment_id}")
+        deployment = self._deployments.get(request.deployment_id)
+        return pb.GetDeploymentResponse(deployment=convert.deployment(deployment))
+
+    async def ListDeployments(
+        self, request: pb.ListDeploymentsRequest, grpc_context: Context
+    ) -> pb.ListDeploymentsResponse:
+        """Give a page of deployments."""
+        authorize(request_context(grpc_context), "deployments.read", "deployment/*")
+        size = paging.page_size(request.page_size)
+        after = paging.after_token(request.page_token, "ListDeployments")
+        found = self._deployments.list(after, size + 1)
+        deployments, token = paging.page(found, size, "ListDeployments", lambda item: item.record.deployment_id)
+        return pb.ListDeploymentsResponse(
+            deployments=[convert.deployment(deployment) for deployment in deployments], next_page_token=token
+        )
+
+    async def Infer(self, request: pb.InferRequest, grpc_context: Context) -> pb.InferResponse:
+        """Expand texts."""
+        context = request_context(grpc_context)
+        authorize(context, "deployments.infer", f"deployment/{request.deployment_id}")
+        side = convert.side(request)
+        expansions = await self._deployments.expand(context, request.deployment_id, list(request.texts), side)
+        return convert.infer_response(expansions, token_ids=request.include_token_ids)
