@@ -84,6 +84,12 @@ def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
         DataFolder.open(tmp_path)
 
 
+def test_a_volume_mounted_for_models_is_no_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "lost+found").mkdir()
+    DataFolder.open(tmp_path).close()
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(FailedPreconditionError, match="cannot be written"):

@@ -139,8 +139,8 @@ def _check_format(path: Path) -> None:
         )
 
 
-_EXPECTED: Final = frozenset({_LOCK, "lost+found"})
-"""What a new folder may hold: our lock, and what ext4 puts at the root of a volume."""
+_EXPECTED: Final = frozenset({_LOCK, "models", "cache", "lost+found"})
+"""What a new folder may hold: our lock, mounts of volumes, and what ext4 puts at the root of one."""
 
 
 def _write_durably(file: Path, text: str) -> None:

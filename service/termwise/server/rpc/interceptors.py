@@ -133,7 +133,7 @@ async def _call(method: str, context: Context) -> AsyncIterator[None]:
         code = _name(context.code()) or "UNKNOWN"
         raise
     except Exception as error:  # noqa: BLE001 - the one place where errors end
-        status = to_status(error)
+        status = to_status(_named(error, method, context))
         code = status_code(status).name
         more = {"reason": error.reason_code} if isinstance(error, TermwiseError) else {"error": type(error).__name__}
         more["message"] = status.message
@@ -142,6 +142,13 @@ async def _call(method: str, context: Context) -> AsyncIterator[None]:
     finally:
         log = _log.error if code in _BUGS else _log.info
         log("call", method=method, code=code, duration_ms=round((time.perf_counter() - began) * 1e3, 3), **more)
+
+
+def _named(error: Exception, method: str, context: Context) -> Exception:
+    """Turn what generated base classes raise for a method that nobody wrote into the domain's error."""
+    if isinstance(error, NotImplementedError) and _name(context.code()) == "UNIMPLEMENTED":
+        return UnimplementedError(f'"{method}" is not offered by this server.', reason="METHOD_UNIMPLEMENTED")
+    return error
 
 
 def _name(code: Any) -> str:

@@ -1,0 +1,68 @@
+"""Logging: structlog on standard error, for a person on a terminal, as JSON otherwise.
+
+A line is an event and its key-values. Libraries log through the same lines.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import orjson
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor
+
+Format = Literal["auto", "console", "json"]
+
+_QUIET: Final = ("alembic", "filelock", "httpx", "numba", "transformers", "urllib3")
+"""Libraries whose progress notes are not an operator's business."""
+
+
+def configure_logging(level: str = "info", form: Format = "auto") -> None:
+    """Set up logging for the process. Call it once, before anything logs."""
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    ending: list[Processor] = (
+        # Plain: the default shows local variables, and with them what callers sent.
+        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        if console
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
+    )
+    structlog.configure(
+        processors=[*shared, *ending],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING if level != "debug" else logging.DEBUG)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # grpc.aio reports every cancelled stream as an exception, with a traceback; the interceptor has logged the call.
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_not_a_cancellation)
+    logging.captureWarnings(capture=True)
+
+
+def _not_a_cancellation(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and record.exc_info[0] is not None and record.exc_info[0].__name__ == "CancelledError")
+
+
+def _json(event: EventDict, **options: Any) -> str:
+    """Write one line. What JSON has no form for is written as text."""
+    del options
+    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
