@@ -26,9 +26,13 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[grpc.aio.Channel]]]:
     """
     async with AsyncExitStack() as stack:
 
-        async def start(*registers: Callable[[grpc.aio.Server], Any], limit: int = LIMIT) -> grpc.aio.Channel:
+        async def start(
+            *registers: Callable[[grpc.aio.Server], Any], limit: int = LIMIT, interceptor: CallInterceptor | None = None
+        ) -> grpc.aio.Channel:
             options = [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", limit)]
-            server = grpc.aio.server(interceptors=[CallInterceptor(max_message_bytes=limit)], options=options)
+            server = grpc.aio.server(
+                interceptors=[interceptor or CallInterceptor(max_message_bytes=limit)], options=options
+            )
             for register in registers:
                 register(server)
             port = server.add_insecure_port("127.0.0.1:0")

@@ -11,6 +11,7 @@ import structlog.testing
 from google.protobuf import struct_pb2
 from termwise.server import errors
 from termwise.server.rpc.context import request_context
+from termwise.server.rpc.interceptors import CallInterceptor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,6 +46,7 @@ class Echo:
         self.contexts: list[Any] = []
         self.entered = asyncio.Event()
         self.left = asyncio.Event()
+        self.go_on = asyncio.Event()
 
     async def answer(self, request: Value, context: Any) -> Value:
         self.contexts.append(request_context(context))
@@ -60,6 +62,9 @@ class Echo:
                 raise errors.invalid_field("ü" * 20_000, "ü" * 20_000)
             case "large":
                 return Value(string_value="x" * 2_000_000)
+            case "wait":
+                self.entered.set()
+                await self.go_on.wait()
             case "sleep":
                 self.entered.set()
                 try:
@@ -263,3 +268,35 @@ async def test_a_call_without_deadline_has_none(echo: Any) -> None:
     await call(channel, "unary_unary", text("hello"))
     assert service.contexts[0].deadline is None
     assert service.contexts[0].remaining() is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_draining_lets_calls_finish_and_refuses_new_ones(serve: Any, details_of: Any, kind: str) -> None:
+    service = Echo()
+    interceptor = CallInterceptor(max_message_bytes=1_000_000)
+    channel = await serve(service.register, interceptor=interceptor)
+    running = asyncio.create_task(call(channel, kind, text("wait")))
+    await service.entered.wait()
+    draining = asyncio.create_task(interceptor.drain(60))
+    await asyncio.sleep(0)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(channel, kind, text("late"))
+    found = details_of(caught.value)
+    assert (found["code"], found["ErrorInfo"].reason) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+    assert "RetryInfo" in found
+    assert not draining.done()
+    service.go_on.set()
+    assert (await running)[-1].string_value == "wait"
+    assert await draining == 0
+
+
+async def test_draining_waits_no_longer_than_its_grace(serve: Any) -> None:
+    service = Echo()
+    interceptor = CallInterceptor(max_message_bytes=1_000_000)
+    channel = await serve(service.register, interceptor=interceptor)
+    running = asyncio.create_task(call(channel, "unary_unary", text("wait")))
+    await service.entered.wait()
+    assert await interceptor.drain(0.01) == 1
+    service.go_on.set()
+    await running
+    assert await interceptor.drain(0.01) == 0

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from termwise.server.errors import FailedPreconditionError, not_found
 from termwise.server.rpc.health import HealthServicer
+from termwise.server.rpc.interceptors import CallInterceptor
 from termwise.server.rpc.server import SERVICES, add_services, address, listen, make_server
 from termwise.v1 import indices_pb2_grpc, pipeline_pb2_grpc, search_pb2_grpc, trained_models_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+LIMIT = 1 << 20
 GRPCURL = Path(sys.executable).with_name("grpcurl")
 
 
@@ -26,7 +28,7 @@ class Missing(search_pb2_grpc.SearchServicer):
 
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
-    server = make_server(max_message_bytes=1 << 20, keepalive_seconds=60)
+    server = make_server(CallInterceptor(max_message_bytes=LIMIT), max_message_bytes=LIMIT, keepalive_seconds=60)
     add_services(
         server,
         trained_models=trained_models_pb2_grpc.TrainedModelsServicer(),
@@ -86,14 +88,14 @@ async def test_a_method_without_code_is_unimplemented(port: int) -> None:
 
 
 async def test_a_port_that_is_taken_is_told(port: int) -> None:
-    server = make_server(max_message_bytes=1 << 20, keepalive_seconds=60)
+    server = make_server(CallInterceptor(max_message_bytes=LIMIT), max_message_bytes=LIMIT, keepalive_seconds=60)
     with pytest.raises(FailedPreconditionError, match=f"127.0.0.1:{port}: another program has the port"):
         listen(server, "127.0.0.1", port)
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
 async def test_an_address_of_another_machine_is_told(host: str) -> None:
-    server = make_server(max_message_bytes=1 << 20, keepalive_seconds=60)
+    server = make_server(CallInterceptor(max_message_bytes=LIMIT), max_message_bytes=LIMIT, keepalive_seconds=60)
     with pytest.raises(FailedPreconditionError, match="--host"):
         listen(server, host, 0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,12 +17,12 @@ import grpc
 import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
-from termwise.server.errors import InvalidArgumentError, TermwiseError, UnimplementedError
+from termwise.server.errors import InvalidArgumentError, TermwiseError, UnavailableError, UnimplementedError
 from termwise.server.rpc.context import CURRENT_REQUEST_ID, REQUEST_ID_KEY, request_id
 from termwise.server.rpc.status import DETAILS_KEY, status_code, to_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -40,11 +40,26 @@ class _Undecodable:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler, of all four kinds."""
+    """Wraps every handler, of all four kinds, and knows which calls run."""
 
     def __init__(self, *, max_message_bytes: int) -> None:
         """Refuse answers over `max_message_bytes`, which no client with the same limit could read."""
         self._limit = max_message_bytes
+        self._running = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def drain(self, grace: float) -> int:
+        """Refuse new calls from now on, and wait `grace` seconds at most until those that run have ended.
+
+        Health and reflection go on answering, and nobody waits for them: a watcher stays for ever. Gives the number of
+        calls that still run.
+        """
+        self._draining = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), grace)
+        return self._running
 
     async def intercept_service(
         self,
@@ -55,93 +70,117 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         handler = await continuation(handler_call_details)
         if handler is None:
-            return grpc.stream_stream_rpc_method_handler(_unknown(method))
+            return grpc.stream_stream_rpc_method_handler(self._unknown(method))
         decode = _decoder(handler.request_deserializer)
         encode = _encoder(handler.response_serializer, self._limit)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(_unary(method, handler.unary_unary, encode, _checked), decode)
+            return grpc.unary_unary_rpc_method_handler(
+                self._unary(method, handler.unary_unary, encode, _checked), decode
+            )
         if handler.stream_unary is not None:
-            return grpc.stream_unary_rpc_method_handler(_unary(method, handler.stream_unary, encode, _each), decode)
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(method, handler.stream_unary, encode, _each), decode
+            )
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(_stream(method, handler.unary_stream, encode, _checked), decode)
+            return grpc.unary_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream, encode, _checked), decode
+            )
         if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(_stream(method, handler.stream_stream, encode, _each), decode)
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(method, handler.stream_stream, encode, _each), decode
+            )
         return handler
 
+    def _unary(
+        self, method: str, handler: Callable[..., Any], encode: Callable[[Any], bytes], take: Callable[[Any], Any]
+    ) -> Callable[..., Any]:
+        """Wrap a handler that gives one answer."""
 
-def _unary(
-    method: str, handler: Callable[..., Any], encode: Callable[[Any], bytes], take: Callable[[Any], Any]
-) -> Callable[..., Any]:
-    """Wrap a handler that gives one answer."""
+        async def wrapped(request: Any, context: Context) -> bytes:
+            async with self._call(method, context):
+                answer = handler(take(request), context)
+                return encode(await answer if inspect.isawaitable(answer) else answer)
 
-    async def wrapped(request: Any, context: Context) -> bytes:
-        async with _call(method, context):
-            answer = handler(take(request), context)
-            return encode(await answer if inspect.isawaitable(answer) else answer)
+        return wrapped
 
-    return wrapped
+    def _stream(
+        self, method: str, handler: Callable[..., Any], encode: Callable[[Any], bytes], take: Callable[[Any], Any]
+    ) -> Callable[..., Any]:
+        """Wrap a handler that gives a stream of answers."""
 
+        async def wrapped(request: Any, context: Context) -> AsyncGenerator[bytes, None]:
+            async with self._call(method, context), aclosing(handler(take(request), context)) as answers:
+                async for answer in answers:
+                    yield encode(answer)
 
-def _stream(
-    method: str, handler: Callable[..., Any], encode: Callable[[Any], bytes], take: Callable[[Any], Any]
-) -> Callable[..., Any]:
-    """Wrap a handler that gives a stream of answers."""
+        return wrapped
 
-    async def wrapped(request: Any, context: Context) -> AsyncGenerator[bytes, None]:
-        async with _call(method, context), aclosing(handler(take(request), context)) as answers:
-            async for answer in answers:
-                yield encode(answer)
+    def _unknown(self, method: str) -> Callable[..., Any]:
+        """Make the handler of a method that does not exist."""
 
-    return wrapped
+        async def handler(request: Any, context: Context) -> None:
+            del request
+            async with self._call(method, context):
+                raise UnimplementedError(
+                    f'There is no method "{method}"; reflection lists those there are.',
+                    reason="METHOD_UNKNOWN",
+                    metadata={"method": method},
+                )
 
+        return handler
 
-def _unknown(method: str) -> Callable[..., Any]:
-    """Make the handler of a method that does not exist."""
-
-    async def handler(request: Any, context: Context) -> None:
-        del request
-        async with _call(method, context):
-            raise UnimplementedError(
-                f'There is no method "{method}"; reflection lists those there are.',
-                reason="METHOD_UNKNOWN",
-                metadata={"method": method},
+    @asynccontextmanager
+    async def _call(self, method: str, context: Context) -> AsyncIterator[None]:
+        """Surround a call: give it an id, turn errors into a status, and log one line."""
+        began = time.perf_counter()
+        call_id = request_id(context)
+        CURRENT_REQUEST_ID.set(call_id)
+        structlog.contextvars.bind_contextvars(request_id=call_id)
+        trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, call_id)]
+        code = "OK"
+        more: dict[str, Any] = {}
+        try:
+            context.set_trailing_metadata(tuple(trailing))
+            with self._admitted(method):
+                yield
+            code = _name(context.code()) or code
+        except (asyncio.CancelledError, GeneratorExit):
+            # The caller left, or its deadline passed: gRPC tells both as a cancellation.
+            remaining = context.time_remaining()
+            code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
+            raise
+        except grpc.aio.AbortError:
+            code = _name(context.code()) or "UNKNOWN"
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place where errors end
+            status = to_status(_named(error, method, context))
+            code = status_code(status).name
+            more = (
+                {"reason": error.reason_code} if isinstance(error, TermwiseError) else {"error": type(error).__name__}
             )
+            more["message"] = status.message
+            trailing.append((DETAILS_KEY, status.SerializeToString()))
+            await context.abort(status_code(status), status.message, tuple(trailing))
+        finally:
+            log = _log.error if code in _BUGS else _log.info
+            log("call", method=method, code=code, duration_ms=round((time.perf_counter() - began) * 1e3, 3), **more)
 
-    return handler
-
-
-@asynccontextmanager
-async def _call(method: str, context: Context) -> AsyncIterator[None]:
-    """Surround a call: give it an id, turn errors into a status, and log one line."""
-    began = time.perf_counter()
-    call_id = request_id(context)
-    CURRENT_REQUEST_ID.set(call_id)
-    structlog.contextvars.bind_contextvars(request_id=call_id)
-    trailing: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, call_id)]
-    code = "OK"
-    more: dict[str, Any] = {}
-    try:
-        context.set_trailing_metadata(tuple(trailing))
-        yield
-        code = _name(context.code()) or code
-    except (asyncio.CancelledError, GeneratorExit):
-        # The caller left, or its deadline passed: gRPC tells both as a cancellation.
-        remaining = context.time_remaining()
-        code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
-        raise
-    except grpc.aio.AbortError:
-        code = _name(context.code()) or "UNKNOWN"
-        raise
-    except Exception as error:  # noqa: BLE001 - the one place where errors end
-        status = to_status(_named(error, method, context))
-        code = status_code(status).name
-        more = {"reason": error.reason_code} if isinstance(error, TermwiseError) else {"error": type(error).__name__}
-        more["message"] = status.message
-        trailing.append((DETAILS_KEY, status.SerializeToString()))
-        await context.abort(status_code(status), status.message, tuple(trailing))
-    finally:
-        log = _log.error if code in _BUGS else _log.info
-        log("call", method=method, code=code, duration_ms=round((time.perf_counter() - began) * 1e3, 3), **more)
+    @contextmanager
+    def _admitted(self, method: str) -> Iterator[None]:
+        """Count a call among those that run, or refuse it while the server drains."""
+        if method.startswith("/grpc."):
+            yield
+            return
+        if self._draining:
+            raise UnavailableError("The server is stopping; retry with another, or later.", reason="SERVER_STOPPING")
+        self._running += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if self._running == 0:
+                self._idle.set()
 
 
 def _named(error: Exception, method: str, context: Context) -> Exception:

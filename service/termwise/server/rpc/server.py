@@ -12,7 +12,6 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from termwise.server.errors import FailedPreconditionError
-from termwise.server.rpc.interceptors import CallInterceptor
 from termwise.v1 import (
     indices_pb2,
     indices_pb2_grpc,
@@ -26,6 +25,7 @@ from termwise.v1 import (
 
 if TYPE_CHECKING:
     from termwise.server.rpc.health import HealthServicer
+    from termwise.server.rpc.interceptors import CallInterceptor
 
 SERVICES: Final = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -42,11 +42,11 @@ SERVICES: Final = tuple(
 _DETAILS: Final = (error_details_pb2, status_pb2)
 
 
-def make_server(*, max_message_bytes: int, keepalive_seconds: float) -> grpc.aio.Server:
+def make_server(interceptor: CallInterceptor, *, max_message_bytes: int, keepalive_seconds: float) -> grpc.aio.Server:
     """Make a server without services."""
     probe_ms = round(keepalive_seconds * 1e3)
     return grpc.aio.server(
-        interceptors=[CallInterceptor(max_message_bytes=max_message_bytes)],
+        interceptors=[interceptor],
         options=[
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
