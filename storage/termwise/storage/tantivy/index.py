@@ -1,0 +1,226 @@
+"""One open tantivy index: groups of operations in, one durable commit each out."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import tantivy
+from termwise.storage.checks import check_document, refusal
+from termwise.storage.errors import StorageError, StorageFullError, StorageLockedError
+from termwise.storage.tantivy.codec import decode_vectors, encode_vectors, sparse_terms
+from termwise.storage.tantivy.layout import commit_stamp, is_full, read_last_seq_no, write_last_seq_no
+from termwise.storage.tantivy.reader import TantivyReader
+from termwise.storage.types import Delete, FieldKind, Put, Result, Written
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from termwise.storage.checks import Column
+    from termwise.storage.tantivy.layout import Layout
+    from termwise.storage.tantivy.tiles import SparseTiles
+    from termwise.storage.types import Document, IndexSchema, Operation, Outcome, SparseVector
+
+_WRITER_BYTES: Final = 64 * 1024 * 1024
+"""Memory in which tantivy gathers documents before it writes a segment."""
+
+
+@dataclass(slots=True)
+class _Change:
+    """What a batch comes to: the newest version of each document it writes, and the old versions it ends."""
+
+    last_seq_no: int
+    outcomes: list[Outcome] = field(default_factory=list)
+    puts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Seq_no and place in the batch, by id."""
+    removed: dict[str, int] = field(default_factory=dict)
+    """Seq_no of the version from before the batch, by id."""
+    versions: dict[str, int] = field(default_factory=dict)
+    """What each document's version is by now, 0 for none, by id."""
+
+
+class TantivyIndex:
+    """An open index. The store makes it, and holds the lock of its folder."""
+
+    def __init__(self, folder: Path, layout: Layout, *, exact_path: bool) -> None:
+        """Open tantivy's files and, where wanted, build the exact path from the stored vectors."""
+        self._folder = folder
+        self._layout = layout
+        self._exact_path = exact_path and bool(layout.sparse_places())
+        self._index = layout.open(folder)
+        self._writer: Any = None
+        self._writing = threading.Lock()
+        self._closed = False
+        self._load()
+
+    @property
+    def schema(self) -> IndexSchema:
+        """See `SparseIndex.schema`."""
+        return self._layout.schema
+
+    def write(self, operations: Sequence[Operation]) -> list[Outcome]:
+        """See `SparseIndex.write`."""
+        columns = [check_document(self.schema, op.document) if isinstance(op, Put) else {} for op in operations]
+        with self._writing:
+            if self._closed:
+                raise StorageError(f"Index {self._folder.name} is closed; open it again.")
+            change = self._plan(operations)
+            if change.versions:
+                self._commit(change, operations, columns)
+            return change.outcomes
+
+    def reader(self) -> TantivyReader:
+        """See `SparseIndex.reader`."""
+        return self._reader
+
+    def close(self) -> None:
+        """See `SparseIndex.close`."""
+        with self._writing:
+            self._closed = True
+            self._writer = None
+
+    def release_writer(self) -> bool:
+        """Give back the writer's threads and memory; the next write gets new ones. False where a write is running."""
+        if not self._writing.acquire(blocking=False):
+            return False
+        try:
+            self._writer = None
+        finally:
+            self._writing.release()
+        return True
+
+    def _plan(self, operations: Sequence[Operation]) -> _Change:
+        change = _Change(self._reader.last_seq_no)
+        for place, operation in enumerate(operations):
+            id_ = operation.id if isinstance(operation, Delete) else operation.document.id
+            before = self._reader.version(id_) if id_ not in change.versions else 0
+            found = change.versions.get(id_, before)
+            error = refusal(operation, id_, found)
+            if error is not None:
+                change.outcomes.append(error)
+                continue
+            if before:
+                change.removed[id_] = before
+            change.last_seq_no += 1
+            if isinstance(operation, Delete):
+                change.versions[id_] = 0
+                change.puts.pop(id_, None)
+                result = Result.DELETED
+            else:
+                change.versions[id_] = change.last_seq_no
+                change.puts.pop(id_, None)  # so that puts stay in the order of seq_no
+                change.puts[id_] = change.last_seq_no, place
+                result = Result.UPDATED if found else Result.CREATED
+            change.outcomes.append(Written(id_, change.last_seq_no, result))
+        return change
+
+    def _commit(
+        self, change: _Change, operations: Sequence[Operation], columns: list[dict[str, tuple[Column, ...]]]
+    ) -> None:
+        stamp = commit_stamp(self._folder)
+        try:
+            if change.last_seq_no not in {seq_no for seq_no, _ in change.puts.values()}:
+                write_last_seq_no(self._folder, change.last_seq_no)
+            writer = self._open_writer()
+            for id_ in change.removed:
+                writer.delete_documents_by_term("key", id_)
+            for seq_no, place in change.puts.values():
+                writer.add_document(self._tantivy_document(seq_no, operations[place].document, columns[place]))
+            writer.commit()
+        except BaseException as error:
+            self._writer = None  # drops what was added; a writer that met an error is of no more use
+            if commit_stamp(self._folder) != stamp:
+                self._load()
+            raise self._translated(error) from error
+        self._index.reload()
+        self._publish(change, operations)
+
+    def _open_writer(self) -> Any:
+        if self._writer is None:
+            self._writer = self._index.writer(heap_size=_WRITER_BYTES, num_threads=1)
+        return self._writer
+
+    def _tantivy_document(
+        self, seq_no: int, document: Document, columns: Mapping[str, tuple[Column, ...]]
+    ) -> tantivy.Document:
+        places = self._layout.places
+        content: dict[str, Any] = {"key": document.id, "seq_no": seq_no, "source": document.source}
+        has = []
+        for name, values in chain(document.texts.items(), columns.items()):
+            if values:
+                content[places[name].column] = list(values)
+                has.append(str(places[name].number))
+        terms: list[str] = []
+        for name, vector in document.sparse.items():
+            terms += sparse_terms(places[name].prefix, vector)
+            has.append(str(places[name].number))
+        if terms:
+            content["sparse"] = terms
+        if document.sparse:
+            content["vec"] = encode_vectors((places[name].number, v) for name, v in document.sparse.items())
+        content["has"] = has
+        return tantivy.Document.from_dict(content, self._index.schema)
+
+    def _publish(self, change: _Change, operations: Sequence[Operation]) -> None:
+        tiles = self._reader.tiles
+        if tiles is not None:
+            removed = np.sort(np.fromiter(change.removed.values(), np.int64, len(change.removed)))
+            written: dict[str, list[tuple[int, SparseVector]]] = {name: [] for name in tiles}
+            for seq_no, place in change.puts.values():
+                for name, vector in operations[place].document.sparse.items():
+                    written[name].append((seq_no, vector))
+            tiles = {name: _changed(held, removed, written[name]) for name, held in tiles.items()}
+        self._show(tiles, change.last_seq_no)
+
+    def _show(self, tiles: Mapping[str, SparseTiles] | None, last_seq_no: int) -> None:
+        searcher = self._index.searcher()
+        self._reader = TantivyReader(self._folder, self._layout, searcher, self._index.schema, tiles, last_seq_no)
+
+    def _load(self) -> None:
+        """Read what is on the disk: the newest seq_no, and the vectors of the exact path."""
+        self._index.reload()
+        self._show(None, 0)
+        searcher = self._reader.searcher
+        hits: Any = searcher.search(tantivy.Query.all_query(), limit=max(1, searcher.num_docs), count=False).hits
+        addresses = [address for _, address in hits]
+        seq_nos = self._reader.seq_nos(addresses)
+        last = max(read_last_seq_no(self._folder), int(seq_nos.max()) if len(seq_nos) else 0)
+        if not self._exact_path:
+            self._show(None, last)
+            return
+        from termwise.storage.tantivy.tiles import TILE, SparseTiles, Vocabulary  # noqa: PLC0415 - loads the kernels
+
+        names = {place.number: place.name for place in self._layout.sparse_places()}
+        tiles = {name: SparseTiles(Vocabulary()) for name in names.values()}
+        pending: dict[str, list[tuple[int, SparseVector]]] = {name: [] for name in tiles}
+        nothing = np.empty(0, np.int64)
+        for place in np.argsort(seq_nos).tolist():
+            data: Any = searcher.doc(addresses[place]).get_first("vec")
+            for number, vector in decode_vectors(data or b""):
+                pending[names[number]].append((int(seq_nos[place]), vector))
+                if len(pending[names[number]]) == TILE:
+                    name = names[number]
+                    tiles[name] = _changed(tiles[name], nothing, pending[name])
+                    pending[name] = []
+        self._show({name: _changed(held, nothing, pending[name]) for name, held in tiles.items()}, last)
+
+    def _translated(self, error: BaseException) -> BaseException:
+        text = str(error)
+        if is_full(error):
+            return StorageFullError("The disk is full; nothing was written. Make room and write again.")
+        if "LockBusy" in text:
+            return StorageLockedError(f"Another process writes to index {self._folder.name}; stop it first.")
+        if isinstance(error, (OSError, ValueError, RuntimeError)):
+            return StorageError(f"Index {self._folder.name} cannot be written: {text}")
+        return error
+
+
+def _changed(
+    tiles: SparseTiles, removed: np.ndarray[Any, np.dtype[np.int64]], written: list[tuple[int, SparseVector]]
+) -> SparseTiles:
+    seq_nos = np.array([seq_no for seq_no, _ in written], dtype=np.int64)
+    return tiles.changed(removed, seq_nos, [vector for _, vector in written])

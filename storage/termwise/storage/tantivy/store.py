@@ -1,0 +1,136 @@
+"""The embedded default backend: a folder of tantivy indices."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+import uuid
+from typing import TYPE_CHECKING, Final
+
+from termwise.storage.checks import check_schema
+from termwise.storage.errors import (
+    IndexExistsError,
+    IndexMissingError,
+    SchemaError,
+    StorageError,
+    StorageFullError,
+    StorageLockedError,
+)
+from termwise.storage.tantivy.index import TantivyIndex
+from termwise.storage.tantivy.layout import Layout, is_full, sync
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from termwise.storage.types import IndexSchema
+
+_TRANSIENT: Final = "#"
+"""Begins the names of folders that are being made or removed; leftovers are removed when the store opens."""
+
+_LONGEST_NAME: Final = 255
+
+
+class TantivyStore:
+    """Indices in sub-folders, each with a lock of its own while it is open."""
+
+    def __init__(self, folder: Path, *, exact_path: bool = True) -> None:
+        """Open the folder. `exact_path` keeps sparse vectors in memory as well, 6 bytes a weight, for fast exact search."""
+        self._folder = folder
+        self._exact_path = exact_path
+        self._open: dict[str, tuple[TantivyIndex, int]] = {}
+        self._lock = threading.Lock()
+        for path in folder.iterdir():
+            if path.name.startswith(_TRANSIENT):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def create(self, name: str, schema: IndexSchema) -> None:
+        """See `IndexStore.create`."""
+        check_schema(schema)
+        target = self._path(name)
+        with self._lock:
+            if target.exists():
+                raise IndexExistsError(f'Index "{name}" exists.')
+            fresh = self._transient()
+            try:
+                fresh.mkdir()
+                Layout.new(schema).create(fresh)
+                fresh.rename(target)
+                sync(self._folder)
+            except (OSError, ValueError) as error:
+                shutil.rmtree(fresh, ignore_errors=True)
+                if is_full(error):
+                    raise StorageFullError(f'The disk is full; index "{name}" was not made.') from error
+                raise StorageError(f'Index "{name}" cannot be made: {error}') from error
+
+    def open(self, name: str) -> TantivyIndex:
+        """See `IndexStore.open`."""
+        path = self._path(name)
+        with self._lock:
+            if name in self._open:
+                return self._open[name][0]
+            if not path.is_dir():
+                raise IndexMissingError(f'Index "{name}" does not exist.')
+            layout = Layout.read(path)
+            lock = _lock_file(path)
+            try:
+                index = TantivyIndex(path, layout, exact_path=self._exact_path)
+            except BaseException:
+                os.close(lock)
+                raise
+            self._open[name] = index, lock
+            return index
+
+    def list(self) -> list[str]:
+        """See `IndexStore.list`."""
+        return sorted(p.name for p in self._folder.iterdir() if p.is_dir() and not p.name.startswith(_TRANSIENT))
+
+    def drop(self, name: str) -> None:
+        """See `IndexStore.drop`."""
+        path = self._path(name)
+        with self._lock:
+            if not path.is_dir():
+                raise IndexMissingError(f'Index "{name}" does not exist.')
+            self._close(name)
+            doomed = self._transient()
+            path.rename(doomed)
+            sync(self._folder)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def close(self) -> None:
+        """See `IndexStore.close`."""
+        with self._lock:
+            for name in tuple(self._open):
+                self._close(name)
+
+    def _close(self, name: str) -> None:
+        index, lock = self._open.pop(name, (None, -1))
+        if index is not None:
+            index.close()
+            os.close(lock)
+
+    def _path(self, name: str) -> Path:
+        if (
+            name in {"", ".", ".."}
+            or len(name.encode()) > _LONGEST_NAME
+            or name[0] == _TRANSIENT
+            or set(name) & {"/", "\0"}
+        ):
+            raise SchemaError(f'Index name "{name[:40]}" cannot name a folder.')
+        return self._folder / name
+
+    def _transient(self) -> Path:
+        return self._folder / f"{_TRANSIENT}{uuid.uuid4().hex}"
+
+
+def _lock_file(folder: Path) -> int:
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StorageLockedError(
+            f'Index "{folder.name}" is open in another process; stop that process first.'
+        ) from None
+    return descriptor
