@@ -43,10 +43,10 @@ def vector_from(message: sparse_vector_pb2.SparseVector) -> SparseVector:
 
 def vector_message(vector: VectorLike, path: str) -> sparse_vector_pb2.SparseVector:
     """Write a sparse vector. The server checks tokens and weights; here only their types are."""
-    value = vector if isinstance(vector, SparseVector) else SparseVector.from_mapping(vector)
     try:
+        value = SparseVector.of(vector)
         return sparse_vector_pb2.SparseVector(tokens=value.tokens, weights=value.weights)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise invalid(path, str(error)) from error
 
 

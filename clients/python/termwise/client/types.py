@@ -23,9 +23,9 @@ class SparseVector:
     weights: tuple[float, ...] = ()
 
     @classmethod
-    def from_mapping(cls, weights: Mapping[str, float]) -> SparseVector:
-        """Make one of a token-to-weight mapping."""
-        return cls(tuple(weights), tuple(weights.values()))
+    def of(cls, vector: VectorLike) -> SparseVector:
+        """Give `vector` as one, made of a token-to-weight mapping where it is that."""
+        return vector if isinstance(vector, SparseVector) else cls(tuple(vector), tuple(vector.values()))
 
     def as_dict(self) -> dict[str, float]:
         """Give weights by token."""
