@@ -50,16 +50,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def drain(self, grace: float) -> int:
+    @property
+    def running(self) -> int:
+        """Number of calls that run."""
+        return self._running
+
+    async def drain(self, grace: float) -> None:
         """Refuse new calls from now on, and wait `grace` seconds at most until those that run have ended.
 
-        Health and reflection go on answering, and nobody waits for them: a watcher stays for ever. Gives the number of
-        calls that still run.
+        Health and reflection go on answering, and nobody waits for them: a watcher stays for ever.
         """
         self._draining = True
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace)
-        return self._running
 
     async def intercept_service(
         self,

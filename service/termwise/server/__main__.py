@@ -1,0 +1,57 @@
+"""`python -m termwise.server`, which `termwise serve` calls too."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from termwise.server.settings import SettingsError, parse_settings, unknown_variables
+from termwise.server.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from termwise.server.settings import Settings
+
+_FAILED = 1
+_MISUSED = 2
+"""Exit status for what is wrong with the command itself, as argparse's own."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read settings, serve until a signal, and give the exit status."""
+    name = sys.argv[0]
+    program = "python -m termwise.server" if Path(name).name == "__main__.py" else name
+    try:
+        settings = parse_settings(arguments, program=program)
+    except SettingsError as error:
+        print(f"{program}: {error}", file=sys.stderr)  # noqa: T201 - logging is a setting too
+        return _MISUSED
+    return serve(settings)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT, and give the exit status: 1 where the server cannot start."""
+    configure_logging(settings.log_level, settings.log_format)
+    log = structlog.get_logger(__name__)
+    for sentence in unknown_variables():
+        log.warning("unknown_environment_variable", problem=sentence)
+    # Imported late, so that a wrong flag is told at once.
+    from termwise.server.bootstrap import serve_until_stopped  # noqa: PLC0415
+    from termwise.server.errors import TermwiseError  # noqa: PLC0415
+    from termwise.storage.errors import StorageError  # noqa: PLC0415
+
+    try:
+        asyncio.run(serve_until_stopped(settings))
+    except (TermwiseError, StorageError) as error:
+        # Its sentence says all; a traceback would hide it.
+        log.error("cannot_start", problem=str(error))  # noqa: TRY400
+        return _FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""The composition root: the one place that names concrete classes, and the order in which they begin and end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from termwise.server.errors import NotFoundError
+from termwise.server.indices.catalog import Indices
+from termwise.server.inference.loader import inspect_model, load_encoder
+from termwise.server.ingest.bulk import Bulk
+from termwise.server.ingest.pipelines import Pipelines
+from termwise.server.ingest.writing import Writer
+from termwise.server.metadata.folder import DataFolder
+from termwise.server.metadata.records import IndexState
+from termwise.server.metadata.store import MetadataStore
+from termwise.server.models.catalog import ModelCatalog
+from termwise.server.models.deployments import Deployments
+from termwise.server.models.repositories.file import FileRepository
+from termwise.server.models.repositories.pypi import PyPIRepository
+from termwise.server.models.runner import DeploymentState
+from termwise.server.rpc.health import HealthServicer
+from termwise.server.rpc.indices import IndicesServicer
+from termwise.server.rpc.interceptors import CallInterceptor
+from termwise.server.rpc.pipeline import PipelineServicer
+from termwise.server.rpc.search import SearchServicer
+from termwise.server.rpc.server import SERVICES, add_services, address, listen, make_server
+from termwise.server.rpc.trained_models import TrainedModelsServicer
+from termwise.server.search.searcher import Searcher
+from termwise.storage.registry import find_backend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from termwise.server.inference.base import Encoder, ExpansionConfig
+    from termwise.server.rpc.health import Probe
+    from termwise.server.settings import Settings
+    from termwise.storage.base import IndexStore
+
+_log = structlog.get_logger(__name__)
+
+_BLOCKING_THREADS: Final = 32
+"""Threads of `asyncio.to_thread`: SQLite, commits, model files. They wait for disks, not for processors."""
+_VOLATILE: Final = ("memory",)
+"""Backends that forget at a restart."""
+_LAST_WORDS_SECONDS: Final = 1.0
+"""After draining, how long answers on their way may take; watchers of health are cut off then."""
+
+
+class Stores:
+    """The storage backends in use, each opened when it is first asked for. Any thread may ask."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        """Open none yet."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._open: dict[str, IndexStore] = {}
+
+    def get(self, backend: str) -> IndexStore:
+        """Give the store of a backend.
+
+        Raises:
+            BackendMissingError: none of that name is installed.
+            StorageError: it cannot be opened.
+
+        """
+        with self._lock:
+            if backend not in self._open:
+                opener = find_backend(backend)
+                self._open[backend] = opener(self._folder.indices(backend))
+            return self._open[backend]
+
+    def close(self) -> None:
+        """Close all."""
+        with self._lock:
+            for store in self._open.values():
+                store.close()
+            self._open.clear()
+
+
+class Service:
+    """The whole server. `start` it, then `stop` it."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Do nothing yet."""
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._interceptor = CallInterceptor(max_message_bytes=settings.max_message_bytes)
+        self.port = 0
+
+    async def start(self) -> None:
+        """Open the data folder, bring everything back, and listen.
+
+        Deployments load in the background; the health service `readiness` tells when they are there.
+
+        Raises:
+            TermwiseError: the folder is held or of a newer format, the port is taken, and the like; nothing stays open.
+
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        settings, stack = self._settings, self._stack
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_BLOCKING_THREADS, thread_name_prefix="blocking"))
+        folder = stack.enter_context(DataFolder.open(settings.data.absolute()))
+        metadata = MetadataStore(folder.metadata)
+        stack.callback(metadata.close)
+        stores = Stores(folder)
+        stack.callback(stores.close)
+        find_backend(settings.storage)
+        indices = Indices(metadata, stores.get, default_backend=settings.storage, volatile_backends=_VOLATILE)
+        stack.push_async_callback(indices.close)
+        catalog = ModelCatalog(
+            metadata, folder.models, repositories=[PyPIRepository(), FileRepository()], inspect=inspect_model
+        )
+        stack.push_async_callback(catalog.close)
+
+        async def references(deployment_id: str) -> list[str]:
+            users: Sequence[str] = await pipelines.references_to_deployment(deployment_id)
+            return [*users, *await indices.references_to_deployment(deployment_id)]
+
+        load = partial(_load, precision=settings.precision, cache=folder.cache)
+        deployments = Deployments(metadata, catalog, load=load, references=references)
+        stack.push_async_callback(deployments.close)
+        pipelines = Pipelines(metadata, deployments, indices)
+        searching = ThreadPoolExecutor(_search_threads(settings.search_threads), thread_name_prefix="search")
+        stack.callback(searching.shutdown, wait=True)
+
+        await self._restore(catalog, indices)
+        health = HealthServicer(
+            SERVICES, {"deployment": _deployment_probe(deployments), "index": _index_probe(indices)}
+        )
+        server = make_server(
+            self._interceptor,
+            max_message_bytes=settings.max_message_bytes,
+            keepalive_seconds=settings.keepalive_seconds,
+        )
+        writer = Writer(indices, pipelines)
+        add_services(
+            server,
+            trained_models=TrainedModelsServicer(catalog, deployments),
+            pipeline=PipelineServicer(pipelines),
+            indices=IndicesServicer(indices, writer, Bulk(writer)),
+            search=SearchServicer(Searcher(indices, deployments, searching, _pairing(metadata))),
+            health=health,
+        )
+        self.port = listen(server, settings.host, settings.port)
+        await server.start()
+        self._server, self._health = server, health
+        stack.push_async_callback(server.stop, None)
+        await deployments.restore()
+        ready = asyncio.create_task(_make_ready(deployments, health))
+        stack.callback(ready.cancel)
+
+    @staticmethod
+    async def _restore(catalog: ModelCatalog, indices: Indices) -> None:
+        """Make metadata and storage agree before anything is served."""
+        await catalog.restore()
+        found = await indices.reconcile()
+        for name, error in found.broken.items():
+            _log.error("index_broken", index=name, error=error)
+        for name in found.lost:
+            _log.warning("volatile_index_forgotten", index=name)
+        for name in (*found.rolled_back, *found.finished):
+            _log.warning("unfinished_index_removed", index=name)
+        for name in found.dropped:
+            _log.warning("stray_storage_removed", storage=name)
+        for name in found.strays:
+            _log.warning("stray_storage_kept", storage=name, why="the metadata know no index at all")
+
+    async def stop(self, grace_seconds: float, hurried: asyncio.Event) -> None:
+        """Turn health NOT_SERVING, let running calls finish, write what is queued, and close.
+
+        Calls that still run after the grace, or once `hurried` is set, are cut off.
+        """
+        await self._health.drain()
+        draining = asyncio.create_task(self._interceptor.drain(grace_seconds))
+        hurry = asyncio.create_task(hurried.wait())
+        await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        draining.cancel()
+        left = self._interceptor.running
+        if left:
+            _log.warning("calls_cut_off", calls=left, grace_seconds=grace_seconds)
+        await self._server.stop(0 if left else _LAST_WORDS_SECONDS)
+        await self._stack.aclose()
+
+
+def _load(folder: Path, config: ExpansionConfig, threads: int, *, precision: str, cache: Path) -> Encoder:
+    return load_encoder(folder, config, threads=threads, precision=precision, cache=cache)
+
+
+def _pairing(metadata: MetadataStore) -> Callable[[str, str], bool]:
+    """Make the rule that a query's fingerprint fits a document's: they are the two sides of one model."""
+
+    def paired(query: str, document: str) -> bool:
+        sides = ((model.query_fingerprint, model.fingerprint) for model in metadata.list_models())
+        return query == document or (query, document) in sides
+
+    return paired
+
+
+def _search_threads(wanted: int) -> int:
+    return wanted or max(2, len(os.sched_getaffinity(0)))
+
+
+async def _make_ready(deployments: Deployments, health: HealthServicer) -> None:
+    await deployments.settled()
+    _quieten_collector()
+    await health.ready()
+    _log.info("ready")
+
+
+def _quieten_collector() -> None:
+    """Take what is there by now (torch above all) out of the garbage collector's sight.
+
+    It would walk a million objects again and again, for a tenth of a second each time, while every call waits.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _deployment_probe(deployments: Deployments) -> Probe:
+    async def probe(name: str) -> bool | None:
+        with suppress(NotFoundError):
+            return deployments.get(name).state is DeploymentState.STARTED
+        return None
+
+    return probe
+
+
+def _index_probe(indices: Indices) -> Probe:
+    async def probe(name: str) -> bool | None:
+        with suppress(NotFoundError):
+            return (await indices.get(name)).state is IndexState.READY
+        return None
+
+    return probe
+
+
+async def serve_until_stopped(settings: Settings) -> None:
+    """Run a server until SIGTERM or SIGINT; a second signal cuts the grace short.
+
+    Raises:
+        TermwiseError: it cannot start.
+
+    """
+    # An encoder's Python parts would hold up the event loop for as long as a thread may keep the interpreter.
+    sys.setswitchinterval(settings.switch_interval_ms / 1e3)
+    stopped, hurried = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurried if stopped.is_set() else stopped).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    service = Service(settings)
+    await service.start()
+    where = address(settings.host, service.port)
+    if settings.port_file is not None:
+        await asyncio.to_thread(_write_port, settings.port_file, service.port)
+    _log.info(f"listening on {where}", address=where, data=str(settings.data), storage=settings.storage)
+    await stopped.wait()
+    _log.info("stopping", grace_seconds=settings.grace_seconds)
+    await service.stop(settings.grace_seconds, hurried)
+    _log.info("stopped")
+
+
+def _write_port(file: Path, port: int) -> None:
+    """Write the port so that a reader never sees half of it."""
+    draft = file.with_name(f".{file.name}.new")
+    draft.write_text(f"{port}\n", "ascii")
+    draft.replace(file)
