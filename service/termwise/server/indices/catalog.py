@@ -25,7 +25,7 @@ from termwise.server.metadata.records import IndexRecord, IndexState
 from termwise.storage.errors import BackendMissingError, IndexMissingError, SchemaError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Sequence
 
     from termwise.server.metadata.store import MetadataStore
     from termwise.storage.base import IndexStore, SparseIndex
@@ -47,10 +47,6 @@ class _Entry:
     fingerprints: dict[str, str]
 
 
-async def _no_pipelines() -> Sequence[str]:
-    return ()
-
-
 class Indices:
     """The catalogue of indices. One process owns the data folder, so what is open is kept here and never read twice."""
 
@@ -61,7 +57,6 @@ class Indices:
         *,
         default_backend: str,
         volatile_backends: Collection[str] = (),
-        pipelines: Callable[[], Awaitable[Sequence[str]]] = _no_pipelines,
         limits: CommitLimits | None = None,
     ) -> None:
         """Wire the catalogue.
@@ -71,7 +66,6 @@ class Indices:
             store: gives the store of a backend, raising BackendMissingError; it may block.
             default_backend: backend of indices that name none.
             volatile_backends: backends that forget at a restart; their indices are forgotten then too.
-            pipelines: names the ingest pipelines that exist.
             limits: bounds of commits.
 
         """
@@ -79,7 +73,6 @@ class Indices:
         self._store = store
         self._default_backend = default_backend
         self._volatile = frozenset(volatile_backends)
-        self._pipelines = pipelines
         self._limits = limits
         self._entries: dict[str, _Entry] = {}
         self._opening: dict[str, asyncio.Lock] = {}
@@ -261,7 +254,7 @@ class Indices:
             return
         where = "settings.default_pipeline"
         check_identifier(pipeline_id, where)
-        known = await self._pipelines()
+        known = [each.pipeline_id for each in await asyncio.to_thread(self._metadata.list_pipelines)]
         if pipeline_id not in known:
             raise not_found("pipeline", pipeline_id, known, field=where)
 
