@@ -1,0 +1,93 @@
+"""Starting and stopping, as operators and orchestrators do."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from termwise.server.metadata.folder import FORMAT_VERSION
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_it_says_where_it_listens_and_stops_cleanly(launch: Any, tmp_path: Path) -> None:
+    server = launch(tmp_path / "data")
+    server.wait_ready()
+    assert server.check("") == server.check("liveness") == server.check("readiness") == "SERVING"
+    assert server.stop() == 0
+    events = {event["event"]: event for event in server.events()}
+    assert events[f"listening on {server.address}"]["address"] == server.address
+    assert "stopped" in events
+
+
+def test_each_call_is_one_log_line(launch: Any, tmp_path: Path) -> None:
+    server = launch(tmp_path / "data")
+    request = health_pb2.HealthCheckRequest(service="nothing")
+    with pytest.raises(grpc.RpcError):
+        server.health.Check(request, metadata=(("x-request-id", "mine-1"),))
+    server.stop()
+    (line,) = [event for event in server.events() if event.get("request_id") == "mine-1"]
+    assert (line["event"], line["method"], line["code"]) == ("call", "/grpc.health.v1.Health/Check", "NOT_FOUND")
+    assert line["duration_ms"] >= 0
+
+
+def test_an_interrupt_stops_it_too(launch: Any, tmp_path: Path) -> None:
+    server = launch(tmp_path / "data")
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(30) == 0
+
+
+def test_a_second_server_on_the_same_folder_is_refused(launch: Any, refused: Any, tmp_path: Path) -> None:
+    server = launch(tmp_path / "data")
+    status, said = refused(tmp_path / "data")
+    assert status == 1
+    assert "is held by another server" in said
+    assert str(server.process.pid) in said
+    assert server.check("") == "SERVING"
+
+
+def test_a_newer_format_is_refused(launch: Any, refused: Any, tmp_path: Path) -> None:
+    launch(tmp_path / "data").stop()
+    (tmp_path / "data" / "FORMAT").write_text(json.dumps({"format_version": FORMAT_VERSION + 1}))
+    status, said = refused(tmp_path / "data")
+    assert status == 1
+    assert f"format version {FORMAT_VERSION + 1}, this server knows up to {FORMAT_VERSION}" in said
+    assert "Traceback" not in said
+
+
+def test_a_port_that_is_taken_is_refused(refused: Any, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        status, said = refused(tmp_path / "data", "--port", port)
+    assert status == 1
+    assert f"127.0.0.1:{port}" in said
+    assert "another program has the port" in said
+
+
+def test_a_setting_that_cannot_be_is_refused(refused: Any, tmp_path: Path) -> None:
+    status, said = refused(tmp_path / "data", env={"TERMWISE_MAX_MESSAGE_BYTES": "lots"})
+    assert status == 2
+    assert "TERMWISE_MAX_MESSAGE_BYTES" in said
+    assert "lots" in said
+
+
+def test_an_unknown_storage_backend_is_refused(refused: Any, tmp_path: Path) -> None:
+    status, said = refused(tmp_path / "data", "--storage", "papyrus")
+    assert status == 1
+    assert "papyrus" in said
+    assert "tantivy" in said
+
+
+def test_an_unknown_variable_is_warned_of(launch: Any, tmp_path: Path) -> None:
+    server = launch(tmp_path / "data", env={"TERMWISE_STORAG": "memory"})
+    server.stop()
+    (warning,) = [event for event in server.events() if event["event"] == "unknown_environment_variable"]
+    assert "storage" in warning["problem"]
