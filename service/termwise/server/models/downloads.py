@@ -59,10 +59,14 @@ class Download:
         """Why it failed: a copy to raise, since several callers may raise it at a time."""
         return copy.copy(self._error)
 
-    def report(self, done: int, total: int) -> None:
-        """Take progress from the thread that fetches; raise FetchStoppedError there once it shall end."""
+    def check_wanted(self) -> None:
+        """Raise FetchStoppedError, in the thread that fetches, once it shall end."""
         if self._stop.is_set():
             raise FetchStoppedError
+
+    def report(self, done: int, total: int) -> None:
+        """Take progress from the thread that fetches; raise FetchStoppedError there once it shall end."""
+        self.check_wanted()
         now = time.monotonic()
         if now >= self._next_report or done == total:
             self._next_report = now + _REPORT_SECONDS
@@ -188,7 +192,7 @@ class Downloads:
         repository = self._repositories.get(scheme)
         if repository is None:
             raise FailedPreconditionError(f'Sources of the kind "{scheme}" are not configured on this server.')
-        download.report(0, 0)
+        download.check_wanted()
         with artifacts.draft(self._folder) as draft:
             repository.fetch(
                 record.source_uri, draft.files, scratch=draft.scratch, sha256=record.sha256, report=download.report
@@ -196,7 +200,7 @@ class Downloads:
             if (known := self._packaged.get(record.model_id)) is not None:
                 artifacts.check_digest(draft.files / artifacts.WEIGHTS, known.weights_sha256, artifacts.WEIGHTS)
             facts = self._inspect(draft.files, config)
-            download.report(download.bytes_done, download.bytes_total)
+            download.check_wanted()
             artifacts.remove(target)
             artifacts.publish(draft.files, target)
         return facts

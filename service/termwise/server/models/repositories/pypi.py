@@ -124,7 +124,7 @@ def _download(source: _Source, scratch: Path, report: Report) -> Path:
         reader.start()
         try:
             while not _ended(process):
-                report(output.done or _partial_size(temporary), output.total)
+                report(max(output.done, _partial_size(temporary)), output.total)
         except BaseException:
             process.kill()
             raise
@@ -145,7 +145,7 @@ def _ended(process: subprocess.Popen[str]) -> bool:
 
 
 def _partial_size(folder: Path) -> int:
-    """Give the bytes of a wheel that pip is fetching, for a pip that does not say."""
+    """Give the bytes of a wheel that pip is fetching: it says so seldom, or, before 24.1, never."""
     sizes = [0]
     for file in folder.rglob("*.whl"):
         try:
