@@ -32,7 +32,7 @@ def parse_term(term: str) -> tuple[str, int]:
 
 def encode_vectors(vectors: Iterable[tuple[int, SparseVector]]) -> bytes:
     """Write vectors with their field numbers: tokens joined by a character that none of them holds, then weights."""
-    parts = []
+    parts: list[bytes] = []
     for number, vector in vectors:
         separator = 0
         joined = "\0".join(vector.tokens)

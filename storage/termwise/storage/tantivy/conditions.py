@@ -1,8 +1,9 @@
-"""Turns conditions and lexical leaves into tantivy queries. No query text is parsed, so there is no syntax to escape."""
+"""Turns conditions and lexical leaves into tantivy queries. No text is parsed, so there is no syntax to escape."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 from tantivy import FieldType, Occur, Query
 from termwise.storage.analysis import analyze
@@ -43,10 +44,8 @@ class Conditions:
     def query(self, condition: Condition) -> Query:
         """Make a query that scores nothing; the condition's fields and values have been checked."""
         match condition:
-            case Everything():
-                return Query.all_query()
-            case Nothing():
-                return Query.empty_query()
+            case Everything() | Nothing():
+                return Query.all_query() if isinstance(condition, Everything) else Query.empty_query()
             case Ids(ids):
                 return self.any_term("key", ids)
             case Not(inner):
@@ -128,59 +127,43 @@ class Conditions:
         if not names:
             return self.term("has", str(place.number))
         values = condition_values(self._layout.schema, place.name, [getattr(condition, name) for name in names])
-        bounds = dict(zip(names, values, strict=True))
+        bounds: dict[str, Any] = dict(zip(names, values, strict=True))
         if place.kind is FieldKind.KEYWORD:
             return self._keyword_range(place, bounds)
-        if place.kind is not FieldKind.NUMBER:
-            return self._integer_range(place, bounds)
-        lower, upper = max_bound(bounds.get("gte"), bounds.get("gt")), min_bound(bounds.get("lte"), bounds.get("lt"))
-        return Query.range_query(
-            self._schema,
-            place.column,
-            FieldType.Float,
-            lower,
-            upper,
-            lower is None or lower != bounds.get("gt"),
-            upper is None or upper != bounds.get("lt"),
-        )
-
-    def _integer_range(self, place: FieldPlace, bounds: dict[str, Column]) -> Query:
-        lower = max(bounds.get("gte", SMALLEST_INTEGER), bounds.get("gt", SMALLEST_INTEGER - 1) + 1)  # type: ignore[operator, type-var]
-        upper = min(bounds.get("lte", LARGEST_INTEGER), bounds.get("lt", LARGEST_INTEGER + 1) - 1)  # type: ignore[operator, type-var]
-        lower, upper = max(lower, SMALLEST_INTEGER), min(upper, LARGEST_INTEGER)  # type: ignore[type-var]
-        if lower > upper:  # type: ignore[operator]
+        if place.kind is FieldKind.NUMBER:
+            kind, least, most = FieldType.Float, -math.inf, math.inf
+            above, below = (
+                math.nextafter(bounds.get("gt", -math.inf), most),
+                math.nextafter(bounds.get("lt", most), least),
+            )
+        else:
+            kind, least, most = FieldType.Integer, SMALLEST_INTEGER, LARGEST_INTEGER
+            above, below = bounds.get("gt", least - 1) + 1, bounds.get("lt", most + 1) - 1
+        lower = max(bounds.get("gte", least), above, least)
+        upper = min(bounds.get("lte", most), below, most)
+        if lower > upper:
             return Query.empty_query()
-        return Query.range_query(self._schema, place.column, FieldType.Integer, lower, upper)
+        return Query.range_query(self._schema, place.column, kind, lower, upper)
 
-    def _keyword_range(self, place: FieldPlace, bounds: dict[str, Column]) -> Query:
+    def _keyword_range(self, place: FieldPlace, bounds: dict[str, str]) -> Query:
         """Take the field's values between the bounds: tantivy-py has no ranges of text."""
         compare = {"gte": str.__ge__, "gt": str.__gt__, "lte": str.__le__, "lt": str.__lt__}
-        checks = [(compare[name], str(bound)) for name, bound in bounds.items()]
+        checks = [(compare[name], bound) for name, bound in bounds.items()]
         terms = self._searcher.terms_with_prefix(place.column, _common_prefix(bounds))
         return self.any_term(place.column, [t for t, _ in terms if all(check(t, bound) for check, bound in checks)])
 
 
-def _common_prefix(bounds: dict[str, Column]) -> str:
+def _common_prefix(bounds: dict[str, str]) -> str:
     """Give what every value between a lower and an upper bound begins with."""
     lower, upper = bounds.get("gte", bounds.get("gt")), bounds.get("lte", bounds.get("lt"))
     if lower is None or upper is None:
         return ""
     shared = 0
-    for one, other in zip(str(lower), str(upper), strict=False):
+    for one, other in zip(lower, upper, strict=False):
         if one != other:
             break
         shared += 1
-    return str(lower)[:shared]
-
-
-def max_bound(gte: Column | None, gt: Column | None) -> Column | None:
-    """Give the stricter lower bound; the exclusive one where they are equal."""
-    return max((bound for bound in (gt, gte) if bound is not None), default=None)  # type: ignore[type-var]
-
-
-def min_bound(lte: Column | None, lt: Column | None) -> Column | None:
-    """Give the stricter upper bound; the exclusive one where they are equal."""
-    return min((bound for bound in (lt, lte) if bound is not None), default=None)  # type: ignore[type-var]
+    return lower[:shared]
 
 
 def _storable(value: Column) -> bool:

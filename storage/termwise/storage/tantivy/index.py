@@ -14,7 +14,7 @@ from termwise.storage.errors import StorageError, StorageFullError, StorageLocke
 from termwise.storage.tantivy.codec import decode_vectors, encode_vectors, sparse_terms
 from termwise.storage.tantivy.layout import commit_stamp, is_full, read_last_seq_no, write_last_seq_no
 from termwise.storage.tantivy.reader import TantivyReader
-from termwise.storage.types import Delete, FieldKind, Put, Result, Written
+from termwise.storage.types import Delete, Put, Result, Written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,8 +35,8 @@ class _Change:
 
     last_seq_no: int
     outcomes: list[Outcome] = field(default_factory=list)
-    puts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Seq_no and place in the batch, by id."""
+    puts: dict[str, tuple[int, int, Document]] = field(default_factory=dict)
+    """Seq_no, place in the batch and document, by id."""
     removed: dict[str, int] = field(default_factory=dict)
     """Seq_no of the version from before the batch, by id."""
     versions: dict[str, int] = field(default_factory=dict)
@@ -64,13 +64,17 @@ class TantivyIndex:
 
     def write(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See `SparseIndex.write`."""
-        columns = [check_document(self.schema, op.document) if isinstance(op, Put) else {} for op in operations]
+        columns = {
+            place: check_document(self.schema, operation.document)
+            for place, operation in enumerate(operations)
+            if isinstance(operation, Put)
+        }
         with self._writing:
             if self._closed:
                 raise StorageError(f"Index {self._folder.name} is closed; open it again.")
             change = self._plan(operations)
             if change.versions:
-                self._commit(change, operations, columns)
+                self._commit(change, columns)
             return change.outcomes
 
     def reader(self) -> TantivyReader:
@@ -113,23 +117,21 @@ class TantivyIndex:
             else:
                 change.versions[id_] = change.last_seq_no
                 change.puts.pop(id_, None)  # so that puts stay in the order of seq_no
-                change.puts[id_] = change.last_seq_no, place
+                change.puts[id_] = change.last_seq_no, place, operation.document
                 result = Result.UPDATED if found else Result.CREATED
             change.outcomes.append(Written(id_, change.last_seq_no, result))
         return change
 
-    def _commit(
-        self, change: _Change, operations: Sequence[Operation], columns: list[dict[str, tuple[Column, ...]]]
-    ) -> None:
+    def _commit(self, change: _Change, columns: Mapping[int, Mapping[str, tuple[Column, ...]]]) -> None:
         stamp = commit_stamp(self._folder)
         try:
-            if change.last_seq_no not in {seq_no for seq_no, _ in change.puts.values()}:
+            if change.last_seq_no not in {seq_no for seq_no, _, _ in change.puts.values()}:
                 write_last_seq_no(self._folder, change.last_seq_no)
             writer = self._open_writer()
             for id_ in change.removed:
                 writer.delete_documents_by_term("key", id_)
-            for seq_no, place in change.puts.values():
-                writer.add_document(self._tantivy_document(seq_no, operations[place].document, columns[place]))
+            for seq_no, place, document in change.puts.values():
+                writer.add_document(self._tantivy_document(seq_no, document, columns[place]))
             writer.commit()
         except BaseException as error:
             self._writer = None  # drops what was added; a writer that met an error is of no more use
@@ -137,7 +139,7 @@ class TantivyIndex:
                 self._load()
             raise self._translated(error) from error
         self._index.reload()
-        self._publish(change, operations)
+        self._publish(change)
 
     def _open_writer(self) -> Any:
         if self._writer is None:
@@ -165,13 +167,13 @@ class TantivyIndex:
         content["has"] = has
         return tantivy.Document.from_dict(content, self._index.schema)
 
-    def _publish(self, change: _Change, operations: Sequence[Operation]) -> None:
+    def _publish(self, change: _Change) -> None:
         tiles = self._reader.tiles
         if tiles is not None:
             removed = np.sort(np.fromiter(change.removed.values(), np.int64, len(change.removed)))
             written: dict[str, list[tuple[int, SparseVector]]] = {name: [] for name in tiles}
-            for seq_no, place in change.puts.values():
-                for name, vector in operations[place].document.sparse.items():
+            for seq_no, _, document in change.puts.values():
+                for name, vector in document.sparse.items():
                     written[name].append((seq_no, vector))
             tiles = {name: _changed(held, removed, written[name]) for name, held in tiles.items()}
         self._show(tiles, change.last_seq_no)

@@ -128,6 +128,30 @@ def _accumulate(
             scores[docs[at]] += factor * weights[at]
 
 
+def _push(heap: NDArray[np.uint64], place: int, key: np.uint64) -> None:
+    while place > 0 and heap[(place - 1) >> 1] > key:
+        heap[place] = heap[(place - 1) >> 1]
+        place = (place - 1) >> 1
+    heap[place] = key
+
+
+def _replace_least(heap: NDArray[np.uint64], key: np.uint64) -> None:
+    place = 0
+    while 2 * place + 1 < len(heap):
+        child = 2 * place + 1
+        if child + 1 < len(heap) and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= key:
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = key
+
+
+_push_inner: Any = numba.njit(_push)
+_replace_inner: Any = numba.njit(_replace_least)
+
+
 def _select(
     scores: NDArray[np.float32], allowed: NDArray[np.uint8], base: int, heap: NDArray[np.uint64], size: int
 ) -> tuple[int, int]:
@@ -135,8 +159,8 @@ def _select(
     count = 0
     for first in range(0, len(bits), _BLOCK):
         last = min(len(bits), first + _BLOCK)
-        best = np.int32(-1)
-        matched = np.int32(0)
+        best: Any = np.int32(-1)
+        matched: Any = np.int32(0)
         for at in range(first, last):  # no branch in here, so that it becomes vector instructions
             value = bits[at] | (np.int32(allowed[at]) - np.int32(1))
             matched += np.int32(1) + (value >> np.int32(31))
@@ -150,33 +174,18 @@ def _select(
             score = np.uint64(min(bits[at], _LARGEST_BITS))
             key = (score << np.uint64(32)) | np.uint64(0xFFFFFFFF - (base + at))
             if size < len(heap):
-                place = size
+                _push_inner(heap, size, key)
                 size += 1
-                while place > 0 and heap[(place - 1) >> 1] > key:
-                    heap[place] = heap[(place - 1) >> 1]
-                    place = (place - 1) >> 1
-                heap[place] = key
             elif key > heap[0]:
-                place = 0
-                while True:
-                    child = 2 * place + 1
-                    if child >= size:
-                        break
-                    if child + 1 < size and heap[child + 1] < heap[child]:
-                        child += 1
-                    if heap[child] >= key:
-                        break
-                    heap[place] = heap[child]
-                    place = child
-                heap[place] = key
+                _replace_inner(heap, key)
     return count, size
 
 
 invert: Final = _compile("void(i4[::1],f4[::1],i8[::1],i8[::1],u2[::1],f4[::1])", _invert)
 """Sort the weights of documents by token: a counting sort.
 
-`tokens` and `weights` hold the vectors one after another, `lengths[doc]` of them each. `places[token]`, changed here, is
-where the token's postings begin in `docs_out` and `weights_out`.
+`tokens` and `weights` hold the vectors one after another, `lengths[doc]` of them each. `places[token]`, changed here,
+is where the token's postings begin in `docs_out` and `weights_out`.
 """
 
 merge: Final = _compile(
@@ -198,7 +207,7 @@ small for float32 from no match.
 select: Final = _compile("UniTuple(i8,2)(f4[::1],u1[::1],i8,u8[::1],i8)", _select)
 """Put the best matches into a heap, and give how many documents match and the heap's new size.
 
-A match is a score without a sign whose `allowed` is 1. The heap holds `size` keys, the least first: the score's bits above,
-2^32 - 1 minus the document's number (`base` and its place) below, so that among equal scores early documents win. Scores
-above the largest float32 count as that.
+A match is a score without a sign whose `allowed` is 1. The heap holds `size` keys, the least first: the score's bits,
+then 2^32 - 1 minus the document's number (`base` and its place) below, so that early documents win among equal scores.
+Scores above the largest float32 count as that.
 """

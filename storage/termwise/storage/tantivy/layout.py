@@ -34,8 +34,8 @@ _FULL_TEXTS: Final = tuple(f"os error {code})" for code in _FULL)
 class FieldPlace:
     """Where a field lives in tantivy.
 
-    `number` counts fields from 0. `column` is tantivy's field, for all kinds but sparse vectors; `prefix` begins a sparse
-    vector's terms in the shared field `sparse`. `analyzer` is a versioned name.
+    `number` counts fields from 0. `column` is tantivy's field, for all kinds but sparse vectors; `prefix` begins a
+    sparse vector's terms in the shared field `sparse`. `analyzer` is a versioned name.
     """
 
     name: str

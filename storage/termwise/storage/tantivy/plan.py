@@ -1,8 +1,8 @@
 """Ranks sparse vectors by tantivy alone, for indices without the exact path.
 
 Each posting's bucket bounds its weight within a factor of 1.31, so a query of constant scores, one a bucket, orders
-documents nearly right. The best are read back and scored exactly, and more are taken until no other document can be among
-the best. The answer is exact, whatever that takes.
+documents nearly right. The best are read back and scored exactly, and more are taken until no other document can be
+among the best. The answer is exact, whatever that takes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FIRST: Final = 256
 
 
 def dot(query: SparseVector, document: SparseVector) -> np.float32:
-    """Score a document as every path does: products in float32, added in the query's order; NaN where none is shared."""
+    """Score a document as every path does: float32 products, added in the query's order; NaN where there are none."""
     weights = dict(zip(document.tokens, document.weights, strict=True))
     pairs = [
         (factor, weights[token]) for token, factor in zip(query.tokens, query.weights, strict=True) if token in weights
@@ -56,7 +56,7 @@ def rank_sparse(
     clauses = []
     for token, factor in zip(vector.tokens, vector.weights.tolist(), strict=True):
         for term, bucket, _ in conditions.buckets(place, token):
-            clauses.append((term, np.log2(factor) + bucket / BUCKETS_PER_OCTAVE + _CENTRE))  # noqa: PERF401
+            clauses.append((term, np.log2(factor) + bucket / BUCKETS_PER_OCTAVE + _CENTRE))
     if not clauses:
         return Ranking(np.empty(0, np.int64), np.empty(0, np.float32), 0)
     unit = max(exponent for _, exponent in clauses)

@@ -36,7 +36,7 @@ class TantivyStore:
     """Indices in sub-folders, each with a lock of its own while it is open."""
 
     def __init__(self, folder: Path, *, exact_path: bool = True) -> None:
-        """Open the folder. `exact_path` keeps sparse vectors in memory as well, 6 bytes a weight, for fast exact search."""
+        """Open the folder. `exact_path` keeps sparse vectors in memory too, 6 bytes a weight, for fast search."""
         self._folder = folder
         self._exact_path = exact_path
         self._open: dict[str, tuple[TantivyIndex, int]] = {}

@@ -1,8 +1,9 @@
 """The exact path: the sparse vectors of one field in memory, as postings that are scored without approximation.
 
-Documents stand in tiles of up to 65,536 in the order of their seq_no. A posting is a document's place in its tile (uint16)
-and its exact weight (float32), 6 bytes. A search adds up the query's postings in float32, tile by tile, which touches
-half a nanosecond a posting and keeps a tile's scores in the processor's cache, and picks the best of every tile.
+Documents stand in tiles of up to 65,536 in the order of their seq_no. A posting is a document's place in its tile
+(uint16) and its exact weight (float32), 6 bytes. A search adds up the query's postings in float32, tile by tile, so
+that a tile's scores stay in the processor's cache (measured: half a nanosecond a posting, no slower than one-byte
+weights, which would need a second, exact pass), and keeps the best.
 
 Everything here is immutable: a write gives a new `SparseTiles` that shares what did not change. New documents become a
 small tile, and small neighbours are merged so that sizes keep falling by half (amortised, each document is copied
@@ -46,8 +47,9 @@ class Vocabulary(dict[str, int]):
 class Tile:
     """Documents that have the field, and their postings by token number.
 
-    The postings of `tokens[t]` (int32, ascending) are `docs` (uint16, ascending) and `weights` (float32) from `starts[t]`
-    to `starts[t + 1]`. `seq_nos` (int64, ascending) and `alive` (uint8, 0 or 1) are by document; `live` of them are alive.
+    The postings of `tokens[t]` (int32, ascending) are `docs` (uint16, ascending) and `weights` (float32) from
+    `starts[t]` to `starts[t + 1]`. `seq_nos` (int64, ascending) and `alive` (uint8, 0 or 1) are by document, of which
+    `live` are alive.
     """
 
     seq_nos: NDArray[np.int64]
@@ -77,7 +79,10 @@ class Tile:
         return replace(self, alive=alive, live=int(alive.sum()))
 
     def scores(self, tokens: NDArray[np.int32], weights: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Score every document, -0.0 where it does not match; None where no token is here. Valid until the next call."""
+        """Score every document, -0.0 where it does not match; None where no token is here.
+
+        The array is this thread's scratch: the next call overwrites it.
+        """
         places = np.searchsorted(self.tokens, tokens)
         known = places < len(self.tokens)
         known[known] = self.tokens[places[known]] == tokens[known]
@@ -185,7 +190,10 @@ class SparseTiles:
     def rank(
         self, vector: SparseVector, depth: int, allowed: Sequence[NDArray[np.uint8]] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
-        """Give the seq_nos and scores of the best `depth` documents, and how many match; `allowed` as `masks` makes it."""
+        """Give the seq_nos and scores of the best `depth` documents, and how many match in all.
+
+        `allowed`, made by `masks`, narrows them down.
+        """
         tokens, weights = self._query(vector)
         heap = np.empty(min(depth, self.document_count), np.uint64)
         size = total = base = 0
@@ -196,9 +204,9 @@ class SparseTiles:
                 total += count
             base += len(tile)
         keys = np.sort(heap[:size])[::-1]
-        scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
+        best = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
         numbers = (np.uint64(0xFFFFFFFF) - (keys & np.uint64(0xFFFFFFFF))).astype(np.int64)
-        return self._seq_nos(numbers), scores, total
+        return self._seq_nos(numbers), best, total
 
     def score(self, vector: SparseVector, seq_nos: NDArray[np.int64]) -> NDArray[np.float32]:
         """Score documents, NaN where they do not match or are not here."""
