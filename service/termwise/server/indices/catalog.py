@@ -346,5 +346,7 @@ class Indices:
         return entry
 
     async def _missing(self, name: str, field_name: str) -> TermwiseError:
+        if not name:
+            return invalid_field(field_name, "It is empty; name the index.")
         known = [each.name for each in await self.list() if each.state is IndexState.READY]
         return not_found("index", name, known, field=field_name)

@@ -44,10 +44,9 @@ def parse_date(value: object) -> int:
 
 
 def _from_milliseconds(value: float) -> int:
-    if isinstance(value, int):
-        return value * 1000
     try:
-        return round(value * 1000)
+        # A whole double is exact, its product with 1,000 is not always.
+        return int(value) * 1000 if value == int(value) else round(value * 1000)
     except (ValueError, OverflowError):
         msg = f"It is no date; {_ADVICE}."
         raise ValueError(msg) from None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from termwise.server.ingest.writing import WriteResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from termwise.server.context import RequestContext
     from termwise.server.ingest.writing import Prepared, Request, Writer
@@ -63,7 +63,9 @@ class Bulk:
         self._writer = writer
         self._limits = limits or BulkLimits()
 
-    async def run(self, context: RequestContext, items: AsyncIterator[BulkItem]) -> AsyncIterator[Acknowledgement]:
+    async def run(
+        self, context: RequestContext, items: AsyncIterator[BulkItem]
+    ) -> AsyncGenerator[Acknowledgement, None]:
         """Run a stream of operations; give one acknowledgement each, in order, once it is durable and visible.
 
         Operations on one document apply in stream order. An error of `items` comes up after everything that was read

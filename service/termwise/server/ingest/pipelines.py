@@ -67,6 +67,8 @@ class Pipelines:
             NotFoundError: there is none; the violation names `field`.
 
         """
+        if not pipeline_id:
+            raise invalid_field(field, "It is empty; name the pipeline.")
         known = self._known.get(pipeline_id)
         if known is not None:
             return known

@@ -202,8 +202,6 @@ class Writer:
                 batch.fail(place, error)
 
     async def _open_one(self, operation: WriteOperation) -> OpenIndex:
-        if not operation.index:
-            raise invalid_field(operation.fields.index, "It is empty; name the index.")
         return await self._indices.open(operation.index, field=operation.fields.index)
 
     async def _read(self, batch: _Batch) -> None:

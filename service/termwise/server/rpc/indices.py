@@ -108,7 +108,9 @@ class IndicesServicer(indices_pb2_grpc.IndicesServicer):
         context = request_context(grpc_context)
         authorize(context, "documents.write", f"index/{request.index}")
         operations = await _read(convert.batch_from_proto, request)
-        await self._indices.open(request.index)
+        if not all(operation.index for operation in request.operations):
+            # The call fails as a whole where the index that operations rely on does not exist.
+            await self._indices.open(request.index)
         results = await self._writer.batch(context, operations)
         return pb.BatchIndexResponse(
             results=[

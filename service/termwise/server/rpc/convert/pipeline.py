@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from termwise.server.errors import invalid_field
-from termwise.server.indices.documents import InputDocument
 from termwise.server.ingest.draft import Draft, Failure, Snapshot, Step, StepStatus
 from termwise.server.ingest.processors import (
     FailProcessor,
@@ -32,6 +31,7 @@ from termwise.v1 import pipeline_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from termwise.server.indices.documents import InputDocument
     from termwise.server.ingest.processors import Action
 
 MAX_DOCUMENTS: Final = 1_000
