@@ -136,7 +136,11 @@ class Server:
                 request.operation.put.document.source_json = json.dumps(body)
                 yield request
 
-        return iter(self.indices.BulkIndex(requests()))
+        return self.bulk_raw(requests())
+
+    def bulk_raw(self, requests: Iterable[indices_pb2.BulkIndexRequest]) -> Iterator[indices_pb2.BulkIndexResponse]:
+        """Send requests in one stream, and give the acknowledgements as they come."""
+        return iter(self.indices.BulkIndex(iter(requests)))
 
     def close_channels(self) -> None:
         for channel in self.channels:
