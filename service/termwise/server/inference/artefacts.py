@@ -62,6 +62,7 @@ def open_folder(path: Path) -> ModelFolder:
     dimensions = read_dimensions(architecture, config)
     weights = _find_weights(path)
     bias = _check_tensors(weights, architecture, dimensions)
+    _check_pooling(path)
     tokenizer = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()), None)
     if tokenizer is None:
         raise _unusable("tokenizer.json is missing, and vocab.txt too; add one of them")
@@ -108,6 +109,23 @@ def _check_tensors(files: tuple[Path, ...], architecture: Architecture, dimensio
         if shapes.get(bias) == (dimensions.vocabulary,):
             return bias
     raise _unusable(f'its weights lack the tensor "{architecture.bias[0]}"')
+
+
+def _check_pooling(path: Path) -> None:
+    """Refuse a sentence-transformers folder whose pooling is not the one computed here: `log1p(relu(max))`."""
+    listing = path / "modules.json"
+    if not listing.is_file():
+        return
+    try:
+        modules = json.loads(listing.read_text(encoding="utf-8"))
+        pooling = [str(each["path"]) for each in modules if str(each["type"]).endswith("SpladePooling")]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _unusable("modules.json is broken; download it again") from error
+    for name in pooling:
+        settings = path / name / "config.json"
+        stated = _read_json(settings) if settings.is_file() else {}
+        if stated.get("pooling_strategy", "max") != "max" or stated.get("activation_function", "relu") != "relu":
+            raise _unusable(f"its pooling ({name}) is not the maximum of SPLADE, which is the one supported")
 
 
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:

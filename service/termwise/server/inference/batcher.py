@@ -119,6 +119,8 @@ class Batcher:
                 timer.cancel()
             with self._changed:
                 self._queue.end(call)
+                # Its room may have let others in, and a batcher that closes waits for an empty queue.
+                self._changed.notify_all()
         return call.answer()
 
     async def close(self) -> None:
@@ -140,7 +142,7 @@ class Batcher:
             raise InvalidArgumentError("There is no text to expand; give at least one.", reason="NO_TEXT")
         if not wait and len(texts) > self._queue.capacity:
             raise InvalidArgumentError(
-                f"{len(texts)} texts are more than the queue ever holds ({self._queue.capacity}); send fewer in a call.",
+                f"{len(texts)} texts are more than the queue holds ({self._queue.capacity}); send fewer in a call.",
                 reason="TOO_MANY_TEXTS",
                 metadata={"limit": str(self._queue.capacity), "actual": str(len(texts))},
             )
@@ -197,10 +199,11 @@ class Batcher:
         if ready:
             self._seconds_a_text += _NEWEST * ((done - taken) / len(ready) - self._seconds_a_text)
         finished = []
-        for (entry, _), expansion in zip(ready, expansions, strict=True):
-            call = entry.call
-            call.results[entry.position] = expansion
-            with self._changed:
+        # Under the lock, since other workers may hold texts of the same calls.
+        with self._changed:
+            for (entry, _), expansion in zip(ready, expansions, strict=True):
+                call = entry.call
+                call.results[entry.position] = expansion
                 call.left -= 1
                 call.spend(taken - call.since, cut - taken, done - cut)
                 if not call.left:

@@ -32,7 +32,9 @@ def has_bfloat16() -> bool:
     """Tell whether products in bfloat16 are faster than in float32 here: AVX512-BF16 or AMX, through oneDNN."""
     import torch  # noqa: PLC0415 - slow to import
 
-    if platform.machine() not in {"x86_64", "AMD64"} or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if platform.machine() not in {"x86_64", "AMD64"}:
+        return False
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     flags = set(_cpu_info("flags").split())
     return bool(flags & {"avx512_bf16", "amx_bf16"})

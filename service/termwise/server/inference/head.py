@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from termwise.server.inference.packing import Group
     from torch import Tensor
 
-# Columns of a chunk: a chunk of logits stays in the second-level cache. 1,024 and 2,048 were equal for long batches.
-_CHUNK = 2048
+# Columns of a chunk. With the rows of a pass (see `splade`), a chunk's logits stay near the processor.
+_CHUNK = 1024
 # At and below so many tokens, one product over the whole vocabulary is faster than chunks (measured: half the time).
 _FEW_TOKENS = 64
 # The whole vocabulary is kept a second time, in one piece, where that costs no more than this; in larger models the

@@ -85,8 +85,12 @@ def load_encoder(
     judge = Judge(opened, fingerprints[Side.DOCUMENT], cache)
     wanted = ("bfloat16" if has_bfloat16() else "float32") if precision == "auto" else precision
     for choice in dict.fromkeys((wanted, "float32")):
-        encoder = SpladeEncoder(opened, config, tokenizer, fingerprints, tensors, choice)
-        problem = judge.compare(encoder)
+        try:
+            encoder = SpladeEncoder(opened, config, tokenizer, fingerprints, tensors, choice)
+            problem = judge.compare(encoder)
+        except RuntimeError as error:
+            # A product that this processor or build of torch lacks.
+            problem = f"{choice} does not run here: {type(error).__name__}"
         if problem is None:
             return encoder
     raise FailedPreconditionError(

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from termwise.server.inference.text import TextTokenizer
     from torch import Tensor
 
-# Tokens of one pass through the model. More brings nothing: the products are long enough, and the rows leave the cache.
-_BATCH_TOKENS = 4096
+# Tokens of one pass through the model. Measured with chunks of 512 to 2,048 columns: 2,048 tokens are the fastest in
+# bfloat16 and within 5 % of it in float32; 4,096 lose 10 % in float32, since a chunk's logits leave the cache.
+_BATCH_TOKENS = 2048
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NO_IDS = np.empty(0, dtype=np.int64)
@@ -82,7 +83,7 @@ class SpladeEncoder:
 
     def encode(self, texts: Sequence[TokenizedText], side: Side) -> list[Expansion]:
         """Run the model, batch by batch."""
-        expansions = [Expansion((), _NO_IDS, _NO_WEIGHTS, 0, truncated=False)] * len(texts)
+        expansions = [Expansion((), _NO_IDS, _NO_WEIGHTS, 0, text.truncated) for text in texts]
         max_terms = self._max_terms[side]
         for batch in plan_batches([len(text.ids) for text in texts], _BATCH_TOKENS):
             logits = self.pool([texts[position].ids for position in batch])

@@ -22,6 +22,10 @@ _CHARACTERS_A_TOKEN = 8
 # Tokens that the cut end of a text may turn into others: a word of over 100 characters is one unknown token in
 # WordPiece.
 _CUT_MARGIN = 128
+# Characters of a text that are ever looked at, over 100 times the length of 512 tokens of prose. A text that does not
+# fill the model by then is blanks or noise; its rest counts as cut off, so that nobody holds a worker for seconds with
+# it.
+_LONGEST_LOOK = 1 << 18
 _NO_TOKENS = TokenizedText(())
 
 
@@ -41,6 +45,7 @@ class TextTokenizer:
         self._head, self._tail = _special_ids(self._tokenizer)
         self.max_tokens = resolve_max_tokens(folder, config)
         self._room = max(1, self.max_tokens - len(self._head) - len(self._tail))
+        self._first_look = self._room * _CHARACTERS_A_TOKEN
         self.vocabulary = _vocabulary(self._tokenizer, folder.dimensions.vocabulary)
 
     def tokenize(self, texts: Sequence[str], side: Side) -> list[TokenizedText]:
@@ -51,38 +56,40 @@ class TextTokenizer:
 
         """
         prefix = self._prefixes[side]
-        look = self._room * _CHARACTERS_A_TOKEN
         whole = [prefix + text for text in texts]
-        cuts = [_cut(text, look) for text in whole]
+        cuts = [_cut(text, self._first_look) for text in whole]
         encodings = self._tokenizer.encode_batch_fast(cuts, add_special_tokens=False)
-        results = []
-        for position, (text, cut, encoding) in enumerate(zip(whole, cuts, encodings, strict=True)):
-            ids = encoding.ids
-            if len(cut) < len(text) and len(ids) < self._room + _CUT_MARGIN:
-                ids = self._look_further(text, look)
-            if not ids or not texts[position].strip():
-                results.append(_NO_TOKENS)
-                continue
-            truncated = len(ids) > self._room
-            if truncated:
-                if not self._truncate:
-                    raise InvalidArgumentError(
-                        f"A text is longer than the model's {self.max_tokens} tokens; shorten it or allow truncation.",
-                        reason="TEXT_TOO_LONG",
-                        metadata={"limit": str(self.max_tokens)},
-                    )
-                del ids[self._room :]
-            results.append(TokenizedText([*self._head, *ids, *self._tail], truncated))
-        return results
+        return [
+            self._frame(prefixed, cut, encoding.ids) if text.strip() else _NO_TOKENS
+            for text, prefixed, cut, encoding in zip(texts, whole, cuts, encodings, strict=True)
+        ]
 
-    def _look_further(self, text: str, look: int) -> list[int]:
+    def _frame(self, text: str, cut: str, ids: list[int]) -> TokenizedText:
+        """Bring the ids of a text's start to the model's length, special tokens around them."""
+        if len(cut) < len(text) and len(ids) < self._room + _CUT_MARGIN:
+            cut, ids = self._look_further(text)
+        truncated = len(ids) > self._room or len(cut) < len(text)
+        if truncated:
+            if not self._truncate:
+                raise InvalidArgumentError(
+                    f"A text is longer than the model's {self.max_tokens} tokens; shorten it or allow truncation.",
+                    reason="TEXT_TOO_LONG",
+                    metadata={"limit": str(self.max_tokens)},
+                )
+            del ids[self._room :]
+        if not ids:
+            return TokenizedText((), truncated)
+        return TokenizedText([*self._head, *ids, *self._tail], truncated)
+
+    def _look_further(self, text: str) -> tuple[str, list[int]]:
         """Look at more and more of a text whose start holds few tokens (blanks, or words of great length)."""
+        look = self._first_look
         while True:
-            look *= 4
+            look = min(look * 4, _LONGEST_LOOK)
             cut = _cut(text, look)
             ids: list[int] = self._tokenizer.encode_batch_fast([cut], add_special_tokens=False)[0].ids
-            if len(cut) == len(text) or len(ids) >= self._room + _CUT_MARGIN:
-                return ids
+            if len(cut) == len(text) or len(ids) >= self._room + _CUT_MARGIN or look == _LONGEST_LOOK:
+                return cut, ids
 
 
 def resolve_max_tokens(folder: ModelFolder, config: ExpansionConfig) -> int:

@@ -1,0 +1,353 @@
+"""Admission, batches, deadlines, cancellation, errors and closing, with an encoder that tests can hold still."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from termwise.server.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from termwise.server.inference.base import Encoder, Expansion, ExpansionConfig, Side, TokenizedText
+from termwise.server.inference.batcher import Batcher
+from termwise.server.inference.fake import FakeEncoder
+from termwise.server.inference.loader import load_encoder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+
+class Gate:
+    """Holds the encoder before each batch until it is opened; `reached` tells that a batch is there."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(30)
+
+
+class PickyEncoder(FakeEncoder):
+    """Fails on the word "broken" in the model, and refuses the word "refused" in the tokenizer."""
+
+    def tokenize(self, texts: Sequence[str], side: Side) -> list[TokenizedText]:
+        if any("refused" in text for text in texts):
+            raise InvalidArgumentError("A text is too long.")
+        return super().tokenize(texts, side)
+
+    def encode(self, texts: Sequence[TokenizedText], side: Side) -> list[Expansion]:
+        expansions = super().encode(texts, side)
+        if any("broken" in expansion.tokens for expansion in expansions):
+            message = "a shape does not fit"
+            raise RuntimeError(message)
+        return expansions
+
+
+@asynccontextmanager
+async def running(
+    encoder: Encoder, *, capacity: int = 100, allocations: int = 1, batch_tokens: int = 4096
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher(encoder, allocations=allocations, threads=1, queue_capacity=capacity, batch_tokens=batch_tokens)
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        await batcher.close()
+
+
+async def words(batcher: Batcher, *texts: str, wait: bool = False, deadline: float | None = None) -> list[set[str]]:
+    expansions, _ = await batcher.submit(texts, Side.DOCUMENT, deadline=deadline, wait=wait)
+    return [set(expansion.tokens) for expansion in expansions]
+
+
+@asynccontextmanager
+async def held(capacity: int, **options: int) -> AsyncIterator[tuple[Batcher, Gate, FakeEncoder, asyncio.Task[object]]]:
+    """Run a batcher whose only worker is held inside a first batch, so that all that follows waits."""
+    gate = Gate()
+    encoder = FakeEncoder(delay=gate)
+    async with running(encoder, capacity=capacity, **options) as batcher:
+        first = asyncio.create_task(words(batcher, "first"))
+        await asyncio.to_thread(gate.reached.wait, 30)
+        try:
+            yield batcher, gate, encoder, first
+        finally:
+            gate.opened.set()
+            await asyncio.gather(first, return_exceptions=True)
+
+
+async def settle() -> None:
+    """Let tasks that are ready run up to where they wait."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def ran(encoder: FakeEncoder) -> list[str]:
+    return [" ".join(text) for batch in encoder.batches for text in batch]
+
+
+async def test_answers_keep_the_order_of_the_texts() -> None:
+    async with running(FakeEncoder()) as batcher:
+        assert await words(batcher, "a b", "", "c") == [{"a", "b"}, set(), {"c"}]
+        assert batcher.pending == 0
+        assert batcher.allocation_count == 1
+
+
+async def test_concurrent_calls_share_batches() -> None:
+    async with held(100) as (batcher, gate, encoder, _):
+        calls = [asyncio.create_task(words(batcher, f"text{number}")) for number in range(20)]
+        await settle()
+        assert batcher.pending == 20
+        gate.opened.set()
+        assert await asyncio.gather(*calls) == [[{f"text{number}"}] for number in range(20)]
+        assert [len(batch) for batch in encoder.batches] == [1, 20]
+
+
+async def test_batches_keep_the_token_budget() -> None:
+    async with held(100, batch_tokens=100) as (batcher, gate, encoder, _):
+        call = asyncio.create_task(words(batcher, *["word " * 20] * 12))
+        await settle()
+        gate.opened.set()
+        await call
+        assert [len(batch) for batch in encoder.batches] == [1, 4, 4, 4]
+
+
+async def test_full_queue_fails_at_once_and_says_when_to_retry() -> None:
+    async with held(3) as (batcher, gate, encoder, _):
+        waiting = asyncio.create_task(words(batcher, "b", "c"))
+        await settle()
+        with pytest.raises(ResourceExhaustedError, match="2 of 3 texts wait") as caught:
+            await words(batcher, "d", "e")
+        assert caught.value.metadata == {"limit": "3", "actual": "2"}
+        assert caught.value.retry_after is not None
+        assert caught.value.retry_after.total_seconds() > 0
+        last = asyncio.create_task(words(batcher, "f"))
+        await settle()
+        assert batcher.pending == 3
+        gate.opened.set()
+        await asyncio.gather(waiting, last)
+        assert ran(encoder) == ["first", "b", "c", "f"]
+
+
+async def test_more_texts_than_the_queue_holds_are_refused() -> None:
+    async with running(FakeEncoder(), capacity=3) as batcher:
+        with pytest.raises(InvalidArgumentError, match=r"4 texts are more than the queue holds \(3\)"):
+            await words(batcher, *"abcd")
+        with pytest.raises(InvalidArgumentError, match="no text"):
+            await words(batcher)
+
+
+async def test_waiting_call_may_be_larger_than_the_queue() -> None:
+    async with running(FakeEncoder(), capacity=3) as batcher:
+        texts = [f"text{number}" for number in range(200)]
+        assert await words(batcher, *texts, wait=True) == [{text} for text in texts]
+
+
+async def test_waiting_calls_are_admitted_in_order_and_leave_half_of_the_room() -> None:
+    async with held(4) as (batcher, gate, encoder, _):
+        calls = [asyncio.create_task(words(batcher, f"{name}1", f"{name}2", wait=True)) for name in "abc"]
+        await settle()
+        assert batcher.pending == 2
+        eager = asyncio.create_task(words(batcher, "x", "y"))
+        await settle()
+        assert batcher.pending == 4
+        gate.opened.set()
+        await asyncio.gather(*calls, eager)
+        assert ran(encoder)[:5] == ["first", "a1", "a2", "x", "y"]
+        assert ran(encoder)[5:] == ["b1", "b2", "c1", "c2"]
+
+
+async def test_small_call_does_not_wait_for_the_whole_of_a_large_one() -> None:
+    async with held(1000, batch_tokens=100) as (batcher, gate, encoder, _):
+        large = asyncio.create_task(words(batcher, *[f"large{number} and more words" for number in range(200)]))
+        await settle()
+        small = asyncio.create_task(words(batcher, "small"))
+        await settle()
+        gate.opened.set()
+        await asyncio.gather(large, small)
+        assert ran(encoder).index("small") < 20
+
+
+async def test_cancelled_call_never_reaches_the_model() -> None:
+    async with held(4) as (batcher, gate, encoder, _):
+        gone = asyncio.create_task(words(batcher, "gone", "gone too"))
+        stays = asyncio.create_task(words(batcher, "stays", "as well"))
+        await settle()
+        with pytest.raises(ResourceExhaustedError):
+            await words(batcher, "more")
+        gone.cancel()
+        await settle()
+        assert batcher.pending == 2, "its room is free at once"
+        gate.opened.set()
+        await stays
+        assert ran(encoder) == ["first", "stays", "as well"]
+        assert gone.cancelled()
+
+
+async def test_cancelled_waiting_call_lets_the_next_in() -> None:
+    async with held(2) as (batcher, gate, encoder, _):
+        gone = asyncio.create_task(words(batcher, *["gone"] * 10, wait=True))
+        next_one = asyncio.create_task(words(batcher, "next", wait=True))
+        await settle()
+        gone.cancel()
+        await settle()
+        assert batcher.pending == 1
+        gate.opened.set()
+        assert await next_one == [{"next"}]
+        assert ran(encoder) == ["first", "next"]
+
+
+async def test_passed_deadline_fails_in_the_queue_and_never_reaches_the_model() -> None:
+    async with held(4) as (batcher, gate, encoder, _):
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            await words(batcher, "late", deadline=start + 0.05)
+        assert 0.05 <= time.monotonic() - start < 5
+        assert batcher.pending == 0
+        with pytest.raises(DeadlineExceededError):
+            await words(batcher, "late", deadline=time.monotonic() - 1)
+        with pytest.raises(DeadlineExceededError):
+            await words(batcher, *["late"] * 10, deadline=time.monotonic() + 0.01, wait=True)
+        in_time = asyncio.create_task(words(batcher, "in time", deadline=time.monotonic() + 60))
+        await settle()
+        gate.opened.set()
+        await in_time
+        assert ran(encoder) == ["first", "in time"]
+
+
+async def test_model_error_fails_its_batch_alone_and_the_worker_survives() -> None:
+    async with running(PickyEncoder()) as batcher:
+        with pytest.raises(RuntimeError, match="a shape does not fit"):
+            await words(batcher, "broken")
+        assert await words(batcher, "fine") == [{"fine"}]
+        assert batcher.allocation_count == 1
+        assert batcher.pending == 0
+
+
+async def test_refused_text_fails_its_call_alone() -> None:
+    gate = Gate()
+    encoder = PickyEncoder(delay=gate)
+    async with running(encoder) as batcher:
+        first = asyncio.create_task(words(batcher, "first"))
+        await asyncio.to_thread(gate.reached.wait, 30)
+        calls = [asyncio.create_task(words(batcher, *texts)) for texts in (["a", "refused"], ["b"], ["c", "d"])]
+        await settle()
+        gate.opened.set()
+        results = await asyncio.gather(first, *calls, return_exceptions=True)
+        assert isinstance(results[1], InvalidArgumentError)
+        assert results[2:] == [[{"b"}], [{"c"}, {"d"}]]
+
+
+async def test_failed_call_takes_its_other_texts_along() -> None:
+    async with held(100, batch_tokens=10) as (batcher, gate, encoder, _):
+        encoder.tokenize = PickyEncoder(delay=gate).tokenize  # type: ignore[method-assign]
+        call = asyncio.create_task(words(batcher, "refused", *["never read at all"] * 20))
+        await settle()
+        gate.opened.set()
+        with pytest.raises(InvalidArgumentError):
+            await call
+        assert "never" not in " ".join(ran(encoder)[2:])
+
+
+async def test_close_answers_what_was_admitted_and_refuses_the_rest() -> None:
+    async with held(4) as (batcher, gate, _, first):
+        admitted = asyncio.create_task(words(batcher, "a", "b"))
+        partly = asyncio.create_task(words(batcher, *["partly"] * 10, wait=True))
+        stranger = asyncio.create_task(words(batcher, "stranger", wait=True))
+        await settle()
+        closing = asyncio.create_task(batcher.close())
+        await settle()
+        with pytest.raises(UnavailableError):
+            await words(batcher, "too late")
+        with pytest.raises(UnavailableError):
+            await stranger
+        gate.opened.set()
+        await closing
+        assert await first == [{"first"}]
+        assert await admitted == [{"a"}, {"b"}]
+        assert await partly == [{"partly"}] * 10
+        assert batcher.allocation_count == 0
+
+
+async def test_close_without_start_and_twice() -> None:
+    batcher = Batcher(FakeEncoder(), allocations=2, threads=1, queue_capacity=4)
+    await batcher.close()
+    await batcher.close()
+    with pytest.raises(UnavailableError):
+        await words(batcher, "a")
+
+
+async def test_close_does_not_wait_for_a_cancelled_call() -> None:
+    async with held(4) as (batcher, gate, _, _first):
+        gone = asyncio.create_task(words(batcher, "gone"))
+        await settle()
+        closing = asyncio.create_task(batcher.close())
+        await settle()
+        gone.cancel()
+        gate.opened.set()
+        await asyncio.wait_for(closing, 30)
+
+
+async def test_sides_are_not_mixed_where_they_differ() -> None:
+    gate = Gate()
+    encoder = FakeEncoder(query_prefix="query ", delay=gate)
+    async with running(encoder) as batcher:
+        first = asyncio.create_task(words(batcher, "first"))
+        await asyncio.to_thread(gate.reached.wait, 30)
+        sides = [Side.QUERY, Side.DOCUMENT, Side.QUERY]
+        calls = [
+            asyncio.create_task(batcher.submit([f"text{number}"], side, deadline=None, wait=False))
+            for number, side in enumerate(sides)
+        ]
+        await settle()
+        gate.opened.set()
+        answers = await asyncio.gather(*calls)
+        await first
+        assert [set(expansions[0].tokens) for expansions, _ in answers] == [
+            {"query", "text0"},
+            {"text1"},
+            {"query", "text2"},
+        ]
+        assert [len(batch) for batch in encoder.batches] == [1, 2, 1]
+
+
+async def test_all_allocations_work_at_the_same_time() -> None:
+    meeting = threading.Barrier(3)
+    encoder = FakeEncoder(delay=lambda: meeting.wait(30))
+    async with running(encoder, allocations=3, batch_tokens=1) as batcher:
+        # Three batches of one text each meet inside the model, or the barrier breaks.
+        assert await words(batcher, "a", "b", "c") == [{"a"}, {"b"}, {"c"}]
+        assert batcher.allocation_count == 3
+
+
+async def test_timings_tell_where_the_time_went() -> None:
+    async with held(4) as (batcher, gate, _, _first):
+        call = asyncio.create_task(batcher.submit(["a"], Side.QUERY, deadline=None, wait=False))
+        await asyncio.sleep(0.05)
+        gate.opened.set()
+        _, timings = await call
+        assert timings.queue >= 0.04
+        assert timings.tokenize > 0
+        assert timings.inference > 0
+
+
+async def test_many_callers_get_their_own_answers_from_a_real_encoder(model_folder: Path, parity_cache: Path) -> None:
+    encoder = await asyncio.to_thread(
+        load_encoder, model_folder, ExpansionConfig(), precision="float32", cache=parity_cache
+    )
+    texts = [f"{animal} number {number}" for animal in ("salmon", "horse", "eagle") for number in range(20)]
+    expected = [encoder.encode(encoder.tokenize([text], Side.QUERY), Side.QUERY)[0].tokens[:3] for text in texts]
+    async with running(encoder, allocations=2, capacity=16) as batcher:
+        answers = await asyncio.gather(
+            *(batcher.submit([text], Side.QUERY, deadline=time.monotonic() + 60, wait=True) for text in texts)
+        )
+    assert [expansions[0].tokens[:3] for expansions, _ in answers] == expected

@@ -1,0 +1,241 @@
+"""What a model's folder must hold, what its fingerprint covers, and the check against plain transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from termwise.server.errors import FailedPreconditionError
+from termwise.server.inference.architectures import ACTIVATIONS
+from termwise.server.inference.base import ExpansionConfig, Side
+from termwise.server.inference.loader import inspect_model, load_encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CONFIG = ExpansionConfig()
+
+
+@pytest.fixture
+def folder(make_model: Callable[..., Path], tmp_path: Path) -> Path:
+    """Copy a small model, so that a test may break it."""
+    return shutil.copytree(make_model(), tmp_path / "model")
+
+
+def edit(file: Path, **changes: Any) -> None:
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in (content | changes).items() if value is not None}))
+
+
+def test_facts_of_the_default_model(model_folder: Path) -> None:
+    facts = inspect_model(model_folder, CONFIG)
+    assert facts.architecture == "BertForMaskedLM"
+    assert facts.vocabulary_size == 30522
+    assert facts.size_bytes > 17_671_552
+    assert facts.fingerprint == facts.query_fingerprint
+    assert facts.fingerprint.startswith("sha256:")
+    assert len(facts.fingerprint) == 71
+
+
+def test_inspection_does_not_import_torch(model_folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from termwise.server.inference.base import ExpansionConfig\n"
+        "from termwise.server.inference.loader import inspect_model\n"
+        "inspect_model(Path(sys.argv[1]), ExpansionConfig())\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(model_folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", "config.json is missing"),
+        ("model.safetensors", "model.safetensors is missing"),
+        ("vocab.txt", "tokenizer.json is missing"),
+    ],
+)
+def test_missing_file_is_named(folder: Path, name: str, message: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(FailedPreconditionError, match=message):
+        inspect_model(folder, CONFIG)
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FailedPreconditionError, match="folder does not exist"):
+        inspect_model(tmp_path / "nowhere", CONFIG)
+
+
+def test_pickle_is_refused_by_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FailedPreconditionError, match=r"pickle \(pytorch_model.bin\)") as caught:
+        inspect_model(folder, CONFIG)
+    assert caught.value.reason_code == "MODEL_IS_PICKLE"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe not this", b"[]", b"[" * 100_000])
+def test_broken_file_is_named(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(FailedPreconditionError, match=name):
+        inspect_model(folder, CONFIG)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[" * 100_000])
+def test_broken_tokenizer_is_named(folder: Path, content: bytes) -> None:
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(FailedPreconditionError, match=r"tokenizer\.json is broken"):
+        inspect_model(folder, CONFIG)
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(FailedPreconditionError, match="incomplete"):
+        inspect_model(folder, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel\) is not supported"),
+        ({"architectures": None}, "not supported"),
+        ({"hidden_act": "swish"}, 'activation "swish" is not supported'),
+        ({"hidden_size": None}, '"hidden_size" is missing'),
+        ({"hidden_size": "wide"}, '"hidden_size" is missing or not'),
+        ({"num_attention_heads": 5}, "do not divide"),
+        ({"position_embedding_type": "relative_key"}, "relative positions"),
+        ({"num_hidden_layers": 3}, 'lack the tensor "bert.encoder.layer.2'),
+        ({"vocab_size": 41}, "has the shape"),
+    ],
+)
+def test_unusable_configuration_is_explained(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit(folder / "config.json", **changes)
+    with pytest.raises(FailedPreconditionError, match=message):
+        inspect_model(folder, CONFIG)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 101, -5])
+def test_max_tokens_out_of_range_is_refused(folder: Path, max_tokens: int) -> None:
+    with pytest.raises(FailedPreconditionError, match="this model takes 3 to 100"):
+        inspect_model(folder, ExpansionConfig(max_tokens=max_tokens))
+
+
+def test_other_pooling_is_refused(folder: Path) -> None:
+    kind = "sentence_transformers.sparse_encoder.modules.SpladePooling"
+    (folder / "modules.json").write_text(json.dumps([{"path": "1_Pooling", "type": kind}]))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_strategy": "max"}))
+    inspect_model(folder, CONFIG)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_strategy": "sum"}))
+    with pytest.raises(FailedPreconditionError, match="pooling"):
+        inspect_model(folder, CONFIG)
+
+
+def test_shards_are_read(folder: Path) -> None:
+    whole = inspect_model(folder, CONFIG)
+    expected = load_encoder(folder, CONFIG, precision="float32")
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"one.safetensors": names[:9], "two.safetensors": names[9:]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert inspect_model(folder, CONFIG).vocabulary_size == whole.vocabulary_size
+    actual = load_encoder(folder, CONFIG, precision="float32")
+    text = ["the cat sat"]
+    left, right = (
+        each.encode(each.tokenize(text, Side.QUERY), Side.QUERY)[0].weights.tolist() for each in (actual, expected)
+    )
+    assert left == right
+    (folder / "one.safetensors").unlink()
+    with pytest.raises(FailedPreconditionError, match=r"one.safetensors is missing"):
+        inspect_model(folder, CONFIG)
+
+
+def test_fingerprint_changes_with_what_changes_vectors(folder: Path) -> None:
+    base = inspect_model(folder, CONFIG)
+    for config in (ExpansionConfig(max_tokens=50), ExpansionConfig(min_weight=0.1)):
+        changed = inspect_model(folder, config)
+        assert changed.fingerprint != base.fingerprint
+        assert changed.query_fingerprint != base.query_fingerprint
+    for config in (ExpansionConfig(document_prefix="p"), ExpansionConfig(document_max_terms=5)):
+        changed = inspect_model(folder, config)
+        assert changed.fingerprint != base.fingerprint
+        assert changed.query_fingerprint == base.query_fingerprint
+    for config in (ExpansionConfig(query_prefix="p"), ExpansionConfig(query_max_terms=5)):
+        changed = inspect_model(folder, config)
+        assert changed.fingerprint == base.fingerprint
+        assert changed.query_fingerprint != base.query_fingerprint
+
+
+def test_fingerprint_covers_files_and_ignores_what_does_not_matter(folder: Path) -> None:
+    base = inspect_model(folder, CONFIG).fingerprint
+    assert inspect_model(folder, ExpansionConfig(max_tokens=100)).fingerprint == base, "100 is the model's own maximum"
+    assert inspect_model(folder, ExpansionConfig(truncate=False)).fingerprint == base
+    edit(folder / "config.json", transformers_version="9", hidden_dropout_prob=0.5)
+    assert inspect_model(folder, CONFIG).fingerprint == base
+    edit(folder / "config.json", hidden_act="relu")
+    assert inspect_model(folder, CONFIG).fingerprint != base
+    edit(folder / "config.json", hidden_act="gelu")
+    edit(folder / "tokenizer_config.json", do_lower_case=False)
+    assert inspect_model(folder, CONFIG).fingerprint != base
+    edit(folder / "tokenizer_config.json", do_lower_case=True)
+    assert inspect_model(folder, CONFIG).fingerprint == base
+    tensors = load_file(folder / "model.safetensors")
+    tensors["cls.predictions.bias"][3] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert inspect_model(folder, CONFIG).fingerprint != base
+
+
+def test_fingerprint_ignores_precision(model_folder: Path, encoder: Any, bfloat16_encoder: Any) -> None:
+    facts = inspect_model(model_folder, CONFIG)
+    for side, expected in ((Side.DOCUMENT, facts.fingerprint), (Side.QUERY, facts.query_fingerprint)):
+        assert encoder.fingerprint(side) == bfloat16_encoder.fingerprint(side) == expected
+
+
+def test_unknown_precision_is_refused(folder: Path) -> None:
+    with pytest.raises(FailedPreconditionError, match="float8"):
+        load_encoder(folder, CONFIG, precision="float8")
+
+
+def test_verdict_is_kept_and_believed(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    load_encoder(folder, CONFIG, precision="float32", cache=cache)
+    verdicts = list((cache / "parity").iterdir())
+    assert len(verdicts) == 1
+    edit(verdicts[0], problem="a test says so")
+    with pytest.raises(FailedPreconditionError, match="a test says so"):
+        load_encoder(folder, CONFIG, precision="float32", cache=cache)
+    verdicts[0].write_text("{ torn")
+    load_encoder(folder, CONFIG, precision="float32", cache=cache)
+    assert json.loads(verdicts[0].read_text())["problem"] is None
+
+
+def test_bad_fast_path_falls_back_to_float32(folder: Path, tmp_path: Path) -> None:
+    load_encoder(folder, CONFIG, precision="float32", cache=tmp_path)
+    for precision in ("bfloat16", "auto"):
+        # Weights of great size make bfloat16 drift far, so the check itself refuses it.
+        tensors = load_file(folder / "model.safetensors")
+        for name in tensors:
+            if name.endswith("query.weight"):
+                tensors[name] *= 60
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        assert load_encoder(folder, CONFIG, precision=precision, cache=tmp_path).precision == "float32"
+
+
+def test_model_that_differs_from_plain_transformers_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An activation that the encoder mistakes for another stands for any error of the packed path.
+    monkeypatch.setitem(ACTIVATIONS, "gelu", ("relu", ""))
+    with pytest.raises(FailedPreconditionError, match="differ from those of plain transformers") as caught:
+        load_encoder(folder, CONFIG)
+    assert caught.value.reason_code == "PARITY_FAILED"

@@ -1,0 +1,205 @@
+"""The packed encoder against plain transformers, and against itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from termwise.server.inference.base import Encoder, Expansion, ExpansionConfig, Side
+from termwise.server.inference.loader import load_encoder
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+PROSE = (
+    "The zlib module compresses data so that it takes less room, and gives it back unchanged when it is asked to. "
+    "Café owners in Zürich (about 1,200 of them) don't always agree: some prefer 2-for-1 offers; others - happy hours! "
+)
+TEXTS = [
+    "pluto",
+    "is pluto a planet?",
+    "how do I squeeze a file so it takes less room",
+    PROSE,
+    PROSE * 3,
+    "supercalifragilisticexpialidocious 北京 ☃ naïve",
+    PROSE * 20,
+]
+
+
+def expand(encoder: Encoder, texts: Sequence[str], side: Side = Side.DOCUMENT) -> list[Expansion]:
+    return encoder.encode(encoder.tokenize(texts, side), side)
+
+
+def dense(expansion: Expansion, size: int) -> NDArray[np.float32]:
+    row = np.zeros(size, dtype=np.float32)
+    row[expansion.token_ids] = expansion.weights
+    return row
+
+
+def plain_weights(folder: Path, texts: Sequence[str], max_length: int) -> NDArray[np.float32]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    rows = []
+    with torch.inference_mode():
+        for text in texts:
+            encoded = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
+            logits = model(**encoded).logits[0]
+            rows.append(torch.log1p(torch.relu(logits)).amax(0).numpy())
+    return np.stack(rows)
+
+
+def cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    return float(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)))
+
+
+def test_float32_equals_plain_transformers(encoder: Encoder, model_folder: Path) -> None:
+    expected = plain_weights(model_folder, TEXTS, 512)
+    for expansion, row in zip(expand(encoder, TEXTS), expected, strict=True):
+        np.testing.assert_allclose(dense(expansion, encoder.vocabulary_size), row, atol=1e-4)
+
+
+def test_bfloat16_stays_near_plain_transformers(bfloat16_encoder: Encoder, model_folder: Path) -> None:
+    assert bfloat16_encoder.precision == "bfloat16"
+    expected = plain_weights(model_folder, TEXTS, 512)
+    for expansion, row in zip(expand(bfloat16_encoder, TEXTS), expected, strict=True):
+        assert cosine(dense(expansion, bfloat16_encoder.vocabulary_size), row) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("bert", {}),
+        ("bert", {"tie_word_embeddings": False}),
+        ("bert", {"hidden_act": "relu"}),
+        ("bert", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5}),
+        ("distilbert", {}),
+        ("distilbert", {"activation": "relu"}),
+    ],
+)
+def test_each_architecture_equals_plain_transformers(
+    make_model: Callable[..., Path], architecture: str, changes: dict[str, Any]
+) -> None:
+    folder = make_model(architecture, **changes)
+    encoder = load_encoder(folder, ExpansionConfig(), precision="float32")
+    texts = ["the cat sat", "a b c", "the cats sat on the mat " * 12, "W3 w4"]
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    for text, expansion in zip(texts, expand(encoder, texts), strict=True):
+        ids = encoder.tokenize([text], Side.DOCUMENT)[0].ids
+        with torch.inference_mode():
+            row = torch.log1p(torch.relu(model(input_ids=torch.tensor([list(ids)])).logits[0])).amax(0).numpy()
+        np.testing.assert_allclose(dense(expansion, encoder.vocabulary_size), row, atol=1e-4)
+
+
+def test_vocabulary_without_tokenizer_json_cuts_as_transformers_does(make_model: Callable[..., Path]) -> None:
+    folder = make_model()
+    encoder = load_encoder(folder, ExpansionConfig(), precision="float32")
+    peer = AutoTokenizer.from_pretrained(folder)
+    for text in ("The CATS sat", "café, mat.", "unknown 北 w7"):
+        assert list(encoder.tokenize([text], Side.QUERY)[0].ids) == peer(text)["input_ids"]
+
+
+_WORDS = st.sampled_from(["salmon", "farm", "net", "tide", "pluto", "compress", "the", "of", "42", "naïve", "zlib"])
+_TEXT = st.lists(_WORDS, max_size=90).map(" ".join)
+
+
+@given(texts=st.lists(_TEXT, min_size=1, max_size=12), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_texts_encoded_together_in_any_order_equal_texts_encoded_alone(
+    encoder: Encoder, texts: list[str], data: st.DataObject
+) -> None:
+    order = data.draw(st.permutations(range(len(texts))))
+    together = expand(encoder, [texts[each] for each in order])
+    for position, expansion in zip(order, together, strict=True):
+        alone = expand(encoder, [texts[position]])[0]
+        assert expansion.token_count == alone.token_count
+        size = encoder.vocabulary_size
+        np.testing.assert_allclose(dense(expansion, size), dense(alone, size), atol=1e-4)
+
+
+def test_bfloat16_texts_together_stay_near_texts_alone(bfloat16_encoder: Encoder) -> None:
+    size = bfloat16_encoder.vocabulary_size
+    for text, expansion in zip(TEXTS, expand(bfloat16_encoder, TEXTS), strict=True):
+        assert cosine(dense(expansion, size), dense(expand(bfloat16_encoder, [text])[0], size)) > 0.9995
+
+
+def test_expansion_is_sorted_named_and_positive(encoder: Encoder) -> None:
+    expansion = expand(encoder, ["is pluto a planet?"], Side.QUERY)[0]
+    assert expansion.tokens[:2] == ("pluto", "planet")
+    assert (expansion.weights > 0).all()
+    assert (np.diff(expansion.weights) <= 0).all()
+    assert expansion.weights.dtype == np.float32
+    assert expansion.token_ids.dtype == np.int64
+    assert expansion.token_count == 7
+    assert not expansion.truncated
+
+
+def test_no_texts_give_no_expansions(encoder: Encoder) -> None:
+    assert encoder.tokenize([], Side.QUERY) == []
+    assert encoder.encode([], Side.QUERY) == []
+
+
+def test_term_limits_keep_the_heaviest_terms_of_their_side(model_folder: Path, encoder: Encoder) -> None:
+    limited = load_encoder(model_folder, ExpansionConfig(document_max_terms=5, query_max_terms=3), precision="float32")
+    whole = expand(encoder, [PROSE])[0]
+    document, query = expand(limited, [PROSE])[0], expand(limited, [PROSE], Side.QUERY)[0]
+    assert document.tokens == whole.tokens[:5]
+    assert query.tokens == whole.tokens[:3]
+    assert limited.sides_differ
+    assert not encoder.sides_differ
+
+
+def test_min_weight_drops_lighter_terms(model_folder: Path, encoder: Encoder) -> None:
+    limited = load_encoder(model_folder, ExpansionConfig(min_weight=0.5), precision="float32")
+    whole = expand(encoder, [PROSE])[0]
+    assert list(expand(limited, [PROSE])[0].tokens) == [
+        token for token, weight in zip(whole.tokens, whole.weights, strict=True) if weight >= 0.5
+    ]
+    assert whole.weights.min() < 0.5
+
+
+def test_prefixes_are_read_before_the_text(model_folder: Path, encoder: Encoder) -> None:
+    config = ExpansionConfig(document_prefix="passage: ", query_prefix="query: ")
+    prefixed = load_encoder(model_folder, config, precision="float32")
+    for side, prefix in ((Side.DOCUMENT, "passage: "), (Side.QUERY, "query: ")):
+        actual = expand(prefixed, ["salmon farm"], side)[0]
+        assert actual.tokens == expand(encoder, [f"{prefix}salmon farm"], side)[0].tokens
+    assert expand(prefixed, [" "], Side.QUERY)[0].tokens == ()
+
+
+_MEMORY = """
+import resource, sys
+from pathlib import Path
+import psutil
+from termwise.server.inference.base import ExpansionConfig, Side
+from termwise.server.inference.loader import load_encoder
+encoder = load_encoder(Path(sys.argv[1]), ExpansionConfig(), precision=sys.argv[2], cache=Path(sys.argv[3]))
+encoder.encode(encoder.tokenize(["warm up"], Side.DOCUMENT), Side.DOCUMENT)
+before = psutil.Process().memory_info().rss
+words = "the committee met and its report named rust salt neglect as causes of the loss ".split()
+texts = [" ".join(words[(i + j) % len(words)] for j in range(600)) for i in range(256)]
+tokenized = encoder.tokenize(texts, Side.DOCUMENT)
+assert all(len(text.ids) == 512 for text in tokenized)
+expansions = encoder.encode(tokenized, Side.DOCUMENT)
+assert len(expansions) == 256 and all(expansions)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(peak - before)
+"""
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_memory_is_bounded_for_256_texts_of_512_tokens(model_folder: Path, parity_cache: Path, precision: str) -> None:
+    # The first load leaves its verdict, so that the process measured does not load plain transformers.
+    load_encoder(model_folder, ExpansionConfig(), precision=precision, cache=parity_cache)
+    command = [sys.executable, "-c", _MEMORY, str(model_folder), precision, str(parity_cache)]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 0 < grown < 600e6
