@@ -396,6 +396,29 @@ async def test_a_short_deadline_reads_as_a_sentence(stub: Any, folder: Path, hel
     assert caught.value.code() is Code.DEADLINE_EXCEEDED
 
 
+async def test_a_start_that_outlives_its_deadline_is_explained_and_goes_on(
+    start: Any, folder: Path, details_of: Any
+) -> None:
+    go = threading.Event()
+
+    def load(*_: Any) -> FakeEncoder:
+        assert go.wait(60)
+        return FakeEncoder()
+
+    stub = await start(load)
+    await put(stub, folder)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.StartDeployment(pb.StartDeploymentRequest(model_id="mine"), timeout=2)
+    details = details_of(caught.value)
+    assert details["code"] is Code.DEADLINE_EXCEEDED
+    assert details["message"] == 'Deployment "mine" is still starting; follow it with GetDeployment.'
+    go.set()
+    while (await stub.GetDeployment(pb.GetDeploymentRequest(deployment_id="mine"))).deployment.state != (
+        pb.Deployment.STATE_STARTED
+    ):
+        pass
+
+
 async def test_lists_are_paged(stub: Any, folder: Path, details_of: Any) -> None:
     for name in ("a", "b", "c"):
         await put(stub, folder, name)

@@ -151,12 +151,15 @@ def publish(files: Path, target: Path) -> None:
 
 
 def remove(target: Path) -> None:
-    """Remove a model's folder, if it is there. It is out of sight first, so no half of it is ever a model's folder."""
+    """Remove a model's folder, if it is there.
+
+    It is out of sight first, so no half of it is ever a model's folder; what cannot be removed the next start sweeps.
+    """
     grave = target.with_name(f"{_DRAFT_PREFIX}{uuid.uuid4().hex}")
     with suppress(FileNotFoundError):
         target.rename(grave)
         _sync(target.parent)
-        shutil.rmtree(grave)
+        shutil.rmtree(grave, ignore_errors=True)
 
 
 def sweep(models: Path, keep: Collection[str]) -> list[str]:
@@ -168,7 +171,8 @@ def sweep(models: Path, keep: Collection[str]) -> list[str]:
             # Whatever a process that outlived the last server still writes there is swept at the next start.
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink()
+            with suppress(OSError):
+                path.unlink()
     return stray
 
 

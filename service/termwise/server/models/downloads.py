@@ -119,6 +119,7 @@ class Downloads:
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="model-download")
         self._downloads: dict[str, Download] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def get(self, model_id: str) -> Download | None:
         """Give a model's download of this server's life: the one that runs, or the last."""
@@ -132,6 +133,10 @@ class Downloads:
     def start(self, record: ModelRecord) -> Download:
         """Start a model's download. `record` is DOWNLOADING and stored; no download of it runs."""
         download = self._downloads[record.model_id] = Download(asyncio.get_running_loop())
+        if self._closed:
+            download.stop()
+            download.end(None)
+            return download
         task = asyncio.create_task(self._run(record, download))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -149,6 +154,7 @@ class Downloads:
 
     async def close(self) -> None:
         """End all downloads; their models stay DOWNLOADING, and the next start resumes them."""
+        self._closed = True
         for download in self._downloads.values():
             download.stop()
         if self._tasks:

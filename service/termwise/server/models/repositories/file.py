@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from termwise.server.errors import invalid_field
 from termwise.server.models import artifacts
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from termwise.server.models.repositories.base import Report
 
+_URI: Final = re.compile(r"file://(?:localhost)?(?P<path>/[^?#\x00-\x1f]*)")
 _FORM: Final = "A file source is file:///folder with an absolute path; write #, ? and % in it as %23, %3F and %25."
 
 
@@ -53,13 +55,9 @@ class FileRepository:
 
 
 def _folder(uri: str) -> Path:
-    try:
-        parts = urlsplit(uri)
-    except ValueError as error:
-        raise invalid_field("source_uri", _FORM) from error
-    path = unquote(parts.path)
-    bad = parts.netloc not in {"", "localhost"} or parts.query or parts.fragment
-    if bad or not path.startswith("/") or "\0" in path or not path.strip("/"):
+    match = _URI.fullmatch(uri)
+    path = unquote(match["path"]) if match else ""
+    if "\0" in path or not path.strip("/"):
         raise invalid_field("source_uri", _FORM)
     return Path(path)
 
