@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+FAILED_WRITE = "Internal error from Core"
+"""What grpc.aio says when a write finds the call ended."""
+SETTLE_SECONDS = 0.005
+SETTLE_STEPS = 200
+"""How long to wait for the server's own status where that comes later."""
+
 
 class AsyncConnection:
     """A channel, its stubs, and the rules of sending. Belongs to one event loop."""
@@ -74,8 +80,7 @@ class AsyncConnection:
         while True:
             try:
                 await self._bulk_once(session, source, requests, attempts)
-            except (grpc.RpcError, TermwiseError) as failure:
-                error = failure if isinstance(failure, TermwiseError) else error_from_rpc(failure)
+            except TermwiseError as error:
                 try:
                     delay = attempts.delay_or_raise(error, idempotent=True)
                 except TermwiseError:
@@ -100,6 +105,7 @@ class AsyncConnection:
         stream = self.stubs.method("Indices/BulkIndex")(
             _until_none(outgoing), timeout=attempts.remaining(), metadata=self.metadata
         )
+        status = _ServerStatus(stream)
         answers = aiter(stream)
         try:
             while True:
@@ -113,6 +119,9 @@ class AsyncConnection:
             outgoing.put_nowait(None)
             while session.pending_count:
                 await _acknowledge(session, answers, attempts)
+        except grpc.aio.AioRpcError as error:
+            settled = await status.of(error)
+            raise (stream_ended() if settled.code() is grpc.StatusCode.OK else error_from_rpc(settled)) from error
         finally:
             outgoing.put_nowait(None)
             stream.cancel()
@@ -142,6 +151,47 @@ async def _each(items: Iterable[Any]) -> AsyncIterator[Any]:
 async def _until_none(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
     while (item := await queue.get()) is not None:
         yield item
+
+
+class _ServerStatus:
+    """The status that the server ended a call with.
+
+    Where a write finds that the server has ended the call, grpc.aio sets an INTERNAL status of its own, just before or just
+    after the server's, and replaces it in the latter case. So the first status is kept, unless it is that one.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._first: grpc.aio.AioRpcError | None = None
+        stream.add_done_callback(self._keep)
+
+    def _keep(self, _: Any) -> None:
+        # The call is done, so its coroutines have nothing to wait for, and a later status cannot come in between.
+        coroutine = self._read()
+        try:
+            coroutine.send(None)
+        except StopIteration as ended:
+            self._first = ended.value
+        finally:
+            coroutine.close()
+
+    async def _read(self) -> grpc.aio.AioRpcError:
+        return grpc.aio.AioRpcError(
+            await self._stream.code(),
+            await self._stream.initial_metadata(),
+            await self._stream.trailing_metadata(),
+            details=await self._stream.details(),
+        )
+
+    async def of(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+        """Give the server's error for what was raised."""
+        found = self._first or error
+        for _ in range(SETTLE_STEPS):
+            if found.code() is not grpc.StatusCode.INTERNAL or found.details() != FAILED_WRITE:
+                break
+            await asyncio.sleep(SETTLE_SECONDS)
+            found = await self._read()
+        return found
 
 
 async def _acknowledge(

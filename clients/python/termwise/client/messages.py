@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from termwise.client.errors import error_from_status
-from termwise.client.parsing import invalid, json_text, parse
+from termwise.client.parsing import invalid, json_text, parse, utf8
 from termwise.client.types import (
     Create,
     Delete,
@@ -63,9 +63,9 @@ def document_message(document: Document | JsonObject, path: str) -> document_pb2
         return message
     if not isinstance(document, Document):
         raise invalid(path, f"expected a Document or a dict, got {type(document).__name__}")
-    if not isinstance(document.id, str):
-        raise invalid(f"{path}.id", f"expected a string, got {type(document.id).__name__}")
-    message = document_pb2.Document(id=document.id, source_json=json_text(document.source, f"{path}.source"))
+    message = document_pb2.Document(
+        id=utf8(document.id, f"{path}.id"), source_json=json_text(document.source, f"{path}.source")
+    )
     for field, vector in document.sparse_vectors.items():
         message.sparse_vectors[field].CopyFrom(vector_message(vector, f"{path}.sparse_vectors.{field}"))
     return message

@@ -50,13 +50,26 @@ def invalid(path: str, description: str) -> InvalidArgumentError:
 def json_text(source: Mapping[str, Any] | str, path: str) -> str:
     """Give a body as JSON text; a string is taken as such. Dates become RFC 3339. Raises InvalidArgumentError."""
     if isinstance(source, str):
-        return source
+        return utf8(source, path)
     if not isinstance(source, Mapping):
         raise invalid(path, f"expected an object, got {_name(source)}")
     try:
-        return json.dumps(source, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_json_default)
+        text = json.dumps(source, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_json_default)
     except (TypeError, ValueError, RecursionError) as error:
         raise invalid(path, str(error)) from error
+    return utf8(text, path)
+
+
+def utf8(text: Any, path: str) -> str:
+    """Give `text` where it is a string that UTF-8 can carry. Raises InvalidArgumentError."""
+    if not isinstance(text, str):
+        raise invalid(path, f"expected a string, got {_name(text)}")
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(path, f"half a surrogate pair at character {error.start}") from error
+    return text
 
 
 def to_plain(message: Message) -> dict[str, Any]:
@@ -146,7 +159,7 @@ def _rfc3339(moment: dt.datetime) -> str:
 
 
 def _unknown(name: Any, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(str(name), known, n=1) or [each for each in known if each.endswith(f"_{name}")]
     return f'there is no "{name}"' + (f'; did you mean "{near[0]}"?' if near else f"; choose from {', '.join(known)}")
 
 
