@@ -55,7 +55,7 @@ def load(count: int, *, model: Path | None = None) -> Collection:
 def encode(passages: Path, model: Path, file: Path) -> None:
     """Encode all passages and keep the matrix."""
     print("encoding wiki-100k once; this takes minutes", file=sys.stderr)
-    encoder = load_encoder(model, ExpansionConfig(max_tokens=512), threads=os.cpu_count() or 1)
+    encoder = load_encoder(model, ExpansionConfig(max_tokens=512), threads=1)
     with gzip.open(passages, "rt") as lines:
         texts = [f"{row['title']} {row['text']}".strip() for row in map(json.loads, lines)]
     indptr, indices, values, words = [0], [], [], {}
