@@ -329,6 +329,13 @@ async def test_the_next_start_brings_everything_back(
     assert (await second.deployments.expand(CONTEXT, "b", ["salmon"], None)).expansions[0].tokens == ("salmon",)
 
 
+async def test_a_start_before_the_restore_is_begun_once(ready: Any) -> None:
+    await ready.deployments.start(CONTEXT, NewDeployment("mine"))
+    await ready.deployments.restore()
+    await ready.deployments.settled()
+    assert ready.health == [("mine", False), ("mine", True)]
+
+
 async def test_a_deployment_whose_model_is_gone_comes_back_failed(
     live: Callable[..., Any], source: Path, models: Path
 ) -> None:

@@ -259,7 +259,8 @@ class Deployments:
         """
         async with self._catalog.names:
             for record in await asyncio.to_thread(self._store.list_deployments):
-                self._begin(record)
+                if record.deployment_id not in self._runners:  # a call may have been faster
+                    self._begin(record)
 
     async def settled(self) -> None:
         """Wait until no deployment is STARTING any more."""
