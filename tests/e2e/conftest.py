@@ -66,6 +66,11 @@ class Server:
         return self.channels[-1]
 
     @cached_property
+    def channel_once(self) -> grpc.Channel:
+        """A channel for calls that no stub has."""
+        return self.channel()
+
+    @cached_property
     def models(self) -> Any:
         return trained_models_pb2_grpc.TrainedModelsStub(self.channel())
 
@@ -146,7 +151,7 @@ class Server:
         for channel in self.channels:
             channel.close()
         self.channels.clear()
-        for name in ("models", "pipelines", "indices", "search", "health"):
+        for name in ("channel_once", "models", "pipelines", "indices", "search", "health"):
             self.__dict__.pop(name, None)
 
     def kill(self) -> None:
