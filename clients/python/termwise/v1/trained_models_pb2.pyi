@@ -236,13 +236,15 @@ class TextExpansionConfig(_message.Message):
     QUERY_MAX_TERMS_FIELD_NUMBER: _builtins.int
     MIN_WEIGHT_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Longest text in tokens, special ones included, 3 to what the model was trained for. 0: the model's own maximum, at most 512."""
+    """Longest text in tokens, special ones included, 3 to what the model was trained for. 0: the model's own maximum, at most 512.
+    More than the model's own maximum turns the model FAILED, since that is known after the download.
+    """
     truncate: Global___TextExpansionConfig.Truncate.ValueType
     """What happens to longer texts."""
     document_prefix: _builtins.str
-    """Put before each document, such as "passage: "."""
+    """Put before each document, such as "passage: ". Up to 1,024 characters."""
     query_prefix: _builtins.str
-    """Put before each query."""
+    """Put before each query. Up to 1,024 characters."""
     document_max_terms: _builtins.int
     """Keep only the heaviest tokens of a document. 0: all of them."""
     query_max_terms: _builtins.int
@@ -464,12 +466,12 @@ class PutTrainedModelRequest(_message.Message):
     sha256: _builtins.str
     """Expected SHA-256 in hex. Empty: not checked (a packaged model brings its own)."""
     description: _builtins.str
-    """Free text."""
+    """Free text, up to 4,096 characters."""
     wait_for: Global___PutTrainedModelRequest.WaitFor.ValueType
     """How long the call stays."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Free labels."""
+        """Free labels, up to 100, each up to 256 characters."""
 
     @_builtins.property
     def inference_config(self) -> Global___InferenceConfig:
@@ -477,7 +479,7 @@ class PutTrainedModelRequest(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free key-values."""
+        """Free key-values, up to 100; keys up to 256 characters, values up to 4,096."""
 
     @_builtins.property
     def input(self) -> Global___ModelInput:
@@ -779,9 +781,9 @@ class StartDeploymentRequest(_message.Message):
     model_id: _builtins.str
     """The model to run."""
     deployment_id: _builtins.str
-    """The new deployment's id. Empty: the model's id."""
+    """The new deployment's id, which no other model has. Empty: the model's id."""
     number_of_allocations: _builtins.int
-    """Workers, at least 1. Absent: 1."""
+    """Workers, 1 to 64. Absent: 1."""
     threads_per_allocation: _builtins.int
     """Processor threads of each worker: a power of two, 1 to 32. Absent: 1."""
     queue_capacity: _builtins.int
