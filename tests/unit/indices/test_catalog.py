@@ -145,6 +145,7 @@ class Full(MemoryStore):
 
     def create(self, name: str, schema: IndexSchema) -> None:
         """Fail."""
+        del name, schema
         raise StorageFullError("The disk is full.")
 
 

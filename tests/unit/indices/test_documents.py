@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -12,6 +12,9 @@ from termwise.server.indices.body import dump_json
 from termwise.server.indices.documents import Paths, check_id, parse_document
 from termwise.server.indices.mapping import FieldMapping, Mapping
 from termwise.storage.types import Document, FieldKind, SparseVector, sparse_vector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 KEYWORD = FieldMapping(FieldKind.KEYWORD)
 MAPPING = Mapping(
@@ -150,37 +153,31 @@ CHOICES = [
 ]
 
 
+def nodes_of(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Give every node of a body with its full path; arrays, and what is null in them, as None."""
+    if isinstance(value, list):
+        yield path, None
+        for each in value:
+            yield from nodes_of(each, path)
+        return
+    yield path, value
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from nodes_of(child, f"{path}.{key}" if path else key)
+
+
 def slow_columns(fields: tuple[str, ...], body: dict[str, Any], *, strict: bool) -> dict[str, list[Any]] | None:
-    """Look at every node of the body with its full path; None where one of them conflicts."""
-    nodes: list[tuple[str, Any]] = []
-
-    def walk(value: Any, path: str) -> None:
-        if isinstance(value, list):
-            nodes.append((path, None))
-            for each in value:
-                if each is not None:
-                    walk(each, path)
-            return
-        nodes.append((path, value))
-        if isinstance(value, dict):
-            for key, child in value.items():
-                walk(child, f"{path}.{key}" if path else key)
-
-    walk(body, "")
+    """Look at each node on its own; None where one of them conflicts."""
     columns: dict[str, list[Any]] = {}
-    for path, value in nodes[1:]:
-        if any(path.startswith(f"{field}.") for field in fields):
+    for path, value in list(nodes_of(body, ""))[1:]:
+        below = any(path.startswith(f"{field}.") for field in fields)
+        above = any(field.startswith(f"{path}.") for field in fields)
+        scalar = not isinstance(value, dict)
+        conflict = below or (path in fields and not scalar) or (above and scalar and value is not None)
+        if conflict or (strict and path not in fields and not above):
             return None
-        if path in fields:
-            if isinstance(value, dict):
-                return None
-            if value is not None:
-                columns.setdefault(path, []).append(value)
-        elif any(field.startswith(f"{path}.") for field in fields):
-            if not isinstance(value, dict) and value is not None:
-                return None
-        elif strict:
-            return None
+        if path in fields and value is not None:
+            columns.setdefault(path, []).append(value)
     return columns
 
 

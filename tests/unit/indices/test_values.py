@@ -52,7 +52,7 @@ def test_values_are_read(kind: FieldKind, value: Any, expected: Any) -> None:
         (FieldKind.INTEGER, "1.0"),
         (FieldKind.INTEGER, ""),
         (FieldKind.INTEGER, " 5"),
-        (FieldKind.INTEGER, "٥"),
+        (FieldKind.INTEGER, "\u0665"),  # the Arabic-Indic five
         (FieldKind.INTEGER, True),
         (FieldKind.INTEGER, 2**63),
         (FieldKind.INTEGER, str(2**63)),

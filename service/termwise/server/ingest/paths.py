@@ -47,17 +47,17 @@ def set_path(body: dict[str, Any], path: str, value: Any) -> None:
         ValueError: something on the way is no object; one sentence. Nothing was changed.
 
     """
-    holder, key = find(body, path) or _place(body, path)
+    holder, key = find(body, path) or _place(body, "", path)
     holder[key] = value
 
 
-def _place(body: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+def _place(body: dict[str, Any], above: str, path: str) -> tuple[dict[str, Any], str]:
     for prefix in ancestors(path):
         child = body.get(prefix)
         if isinstance(child, dict):
-            return _place(child, path[len(prefix) + 1 :])
+            return _place(child, f"{above}{prefix}.", path[len(prefix) + 1 :])
         if child is not None:
-            msg = f'Field "{path}" cannot be set, since "{prefix}" is no object.'
+            msg = f'Field "{above}{path}" cannot be set, since "{above}{prefix}" is no object.'
             raise ValueError(msg)
     *parents, key = path.split(".")
     for parent in parents:
