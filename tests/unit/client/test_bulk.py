@@ -269,7 +269,8 @@ def test_a_document_too_large_for_a_message_fails_alone(server: Any, call: Any) 
     assert "10000" in report.failures[0].error.message
 
 
-def test_an_error_of_the_caller_comes_through_and_cancels_the_stream(server: Any, call: Any) -> None:
+@pytest.mark.parametrize("raised", [LookupError("disk gone"), UnavailableError("disk gone")])
+def test_an_error_of_the_caller_comes_through_and_cancels_the_stream(server: Any, call: Any, raised: Exception) -> None:
     cancelled = threading.Event()
 
     def watch(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
@@ -279,12 +280,13 @@ def test_an_error_of_the_caller_comes_through_and_cancels_the_stream(server: Any
     def documents() -> Iterator[Document]:
         # One more than fits the window: the server has the call by then, or there would be no acknowledgement.
         yield from _documents(WINDOW + 1)
-        raise LookupError("disk gone")
+        raise raised
 
     server.script(BULK, watch)
 
-    with pytest.raises(LookupError, match="disk gone"):
+    with pytest.raises(type(raised), match="disk gone"):
         call(lambda c: c.indices.bulk("docs", documents()))
+    assert len(server.calls[BULK]) == 1
     assert cancelled.wait(10)
 
 

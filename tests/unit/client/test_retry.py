@@ -204,5 +204,5 @@ def test_lifecycle_calls_have_a_longer_deadline_than_others(server: Any, call: A
     call(lambda client: client.deployments.start("m"))
     call(lambda client: client.indices.get("i"), timeout=7)
 
-    assert 290 < seen[0] <= 300.1
-    assert 6 < seen[1] <= 7.1
+    assert 290 < seen[0] < 302, "gRPC rounds long deadlines up"
+    assert 6 < seen[1] < 8

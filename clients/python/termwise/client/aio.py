@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 from termwise.client import indices, pipelines, searching, trained_models
-from termwise.client.bulk import BulkProgress, BulkReport, BulkSession, check_items, stream_ended
+from termwise.client.bulk import BulkProgress, BulkReport, BulkSession, StreamBrokenError, check_items, stream_ended
 from termwise.client.calls import Paged, Streaming, Stubs, Unary, as_method, channel_options
 from termwise.client.errors import TermwiseError, error_from_rpc
 from termwise.client.retry import Attempts, RetryPolicy, unlimited
@@ -80,11 +80,11 @@ class AsyncConnection:
         while True:
             try:
                 await self._bulk_once(session, source, requests, attempts)
-            except TermwiseError as error:
+            except StreamBrokenError as broken:
                 try:
-                    delay = attempts.delay_or_raise(error, idempotent=True)
-                except TermwiseError:
-                    raise session.give_up(error) from error
+                    delay = attempts.delay_or_raise(broken.error, idempotent=True)
+                except TermwiseError as final:
+                    raise session.give_up(final) from final
                 requests = [session.opening(), *session.resume()]
                 await asyncio.sleep(delay)
             else:
@@ -105,12 +105,11 @@ class AsyncConnection:
         stream = self.stubs.method("Indices/BulkIndex")(
             _until_none(outgoing), timeout=attempts.remaining(), metadata=self.metadata
         )
-        status = _ServerStatus(stream)
-        answers = aiter(stream)
+        answers = _Answers(stream)
         try:
             while True:
                 while session.full:
-                    await _acknowledge(session, answers, attempts)
+                    await answers.take_into(session, attempts)
                 item = await anext(source, _END)
                 if item is _END:
                     break
@@ -118,10 +117,7 @@ class AsyncConnection:
                     outgoing.put_nowait(taken)
             outgoing.put_nowait(None)
             while session.pending_count:
-                await _acknowledge(session, answers, attempts)
-        except grpc.aio.AioRpcError as error:
-            settled = await status.of(error)
-            raise (stream_ended() if settled.code() is grpc.StatusCode.OK else error_from_rpc(settled)) from error
+                await answers.take_into(session, attempts)
         finally:
             outgoing.put_nowait(None)
             stream.cancel()
@@ -153,17 +149,31 @@ async def _until_none(queue: asyncio.Queue[Any]) -> AsyncIterator[Any]:
         yield item
 
 
-class _ServerStatus:
-    """The status that the server ended a call with.
+class _Answers:
+    """The acknowledgements of a stream, and the status that the server ended it with.
 
-    Where a write finds that the server has ended the call, grpc.aio sets an INTERNAL status of its own, just before or just
-    after the server's, and replaces it in the latter case. So the first status is kept, unless it is that one.
+    Where a write finds that the server has ended the call, grpc.aio sets an INTERNAL status of its own, just before or
+    just after the server's, and replaces it in the latter case. So the first status is kept, unless it is that one.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._answers: AsyncIterator[indices_pb2.BulkIndexResponse] = aiter(stream)
         self._first: grpc.aio.AioRpcError | None = None
         stream.add_done_callback(self._keep)
+
+    async def take_into(self, session: BulkSession, attempts: Attempts) -> None:
+        """Take the next acknowledgement. Raises StreamBrokenError where there is none."""
+        try:
+            response = await anext(self._answers, None)
+        except grpc.aio.AioRpcError as error:
+            settled = await self._settled(error)
+            ended = settled.code() is grpc.StatusCode.OK
+            raise (stream_ended() if ended else StreamBrokenError(error_from_rpc(settled))) from error
+        if response is None:
+            raise stream_ended()
+        session.acknowledge(response)
+        attempts.progressed()
 
     def _keep(self, _: Any) -> None:
         # The call is done, so its coroutines have nothing to wait for, and a later status cannot come in between.
@@ -183,7 +193,7 @@ class _ServerStatus:
             details=await self._stream.details(),
         )
 
-    async def of(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+    async def _settled(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
         """Give the server's error for what was raised."""
         found = self._first or error
         for _ in range(SETTLE_STEPS):
@@ -192,16 +202,6 @@ class _ServerStatus:
             await asyncio.sleep(SETTLE_SECONDS)
             found = await self._read()
         return found
-
-
-async def _acknowledge(
-    session: BulkSession, answers: AsyncIterator[indices_pb2.BulkIndexResponse], attempts: Attempts
-) -> None:
-    response = await anext(answers, None)
-    if response is None:
-        raise stream_ended()
-    session.acknowledge(response)
-    attempts.progressed()
 
 
 class _Service:

@@ -209,9 +209,18 @@ class BulkSession:
             self.on_progress(BulkProgress(taken=self._taken, acknowledged=done, failed=failed))
 
 
-def stream_ended() -> UnavailableError:
+class StreamBrokenError(Exception):
+    """The stream itself failed. Of a kind of its own: the caller's documents may raise anything, TermwiseError too."""
+
+    def __init__(self, error: TermwiseError) -> None:
+        """Keep why."""
+        super().__init__(error.message)
+        self.error = error
+
+
+def stream_ended() -> StreamBrokenError:
     """Make the error of a stream that the server ended although acknowledgements are due."""
-    return UnavailableError("The server ended the stream before it acknowledged everything.")
+    return StreamBrokenError(UnavailableError("The server ended the stream before it acknowledged everything."))
 
 
 def check_items(items: object) -> None:

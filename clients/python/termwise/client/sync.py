@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 from termwise.client import indices, pipelines, searching, trained_models
-from termwise.client.bulk import BulkProgress, BulkReport, BulkSession, check_items, stream_ended
+from termwise.client.bulk import BulkProgress, BulkReport, BulkSession, StreamBrokenError, check_items, stream_ended
 from termwise.client.calls import Paged, Streaming, Stubs, Unary, as_method, channel_options
 from termwise.client.errors import TermwiseError, error_from_rpc
 from termwise.client.retry import Attempts, RetryPolicy, unlimited
@@ -66,9 +65,10 @@ class Connection:
         """Go through a stream of answers; leaving it early cancels the call."""
         stream = self.stubs.method(call.method)(call.request, timeout=call.timeout, metadata=self.metadata)
         try:
-            with _translated():
-                for answer in stream:
-                    yield call.read(answer)
+            for answer in stream:
+                yield call.read(answer)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
         finally:
             stream.cancel()
 
@@ -78,13 +78,12 @@ class Connection:
         requests = [session.opening()]
         while True:
             try:
-                with _translated():
-                    self._bulk_once(session, source, requests, attempts)
-            except TermwiseError as error:
+                self._bulk_once(session, source, requests, attempts)
+            except StreamBrokenError as broken:
                 try:
-                    delay = attempts.delay_or_raise(error, idempotent=True)
-                except TermwiseError:
-                    raise session.give_up(error) from error
+                    delay = attempts.delay_or_raise(broken.error, idempotent=True)
+                except TermwiseError as final:
+                    raise session.give_up(final) from final
                 requests = [session.opening(), *session.resume()]
                 time.sleep(delay)
             else:
@@ -135,7 +134,10 @@ _END: Any = object()
 
 
 def _acknowledge(session: BulkSession, stream: Iterator[indices_pb2.BulkIndexResponse], attempts: Attempts) -> None:
-    response = next(stream, None)
+    try:
+        response = next(stream, None)
+    except grpc.RpcError as error:
+        raise StreamBrokenError(error_from_rpc(error)) from error
     if response is None:
         raise stream_ended()
     session.acknowledge(response)
@@ -147,14 +149,6 @@ def _delay(error: grpc.RpcError, attempts: Attempts, *, idempotent: bool) -> flo
         return attempts.delay_or_raise(error_from_rpc(error), idempotent=idempotent)
     except TermwiseError as final:
         raise final from error
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise error_from_rpc(error) from error
 
 
 class _Service:
