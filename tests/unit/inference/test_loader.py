@@ -43,9 +43,10 @@ def test_facts_of_the_default_model(model_folder: Path) -> None:
     assert len(facts.fingerprint) == 71
 
 
-def test_inspection_does_not_import_torch(model_folder: Path) -> None:
+def test_inspection_batcher_and_fake_do_not_import_torch(model_folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
+        "from termwise.server.inference import batcher, fake\n"
         "from termwise.server.inference.base import ExpansionConfig\n"
         "from termwise.server.inference.loader import inspect_model\n"
         "inspect_model(Path(sys.argv[1]), ExpansionConfig())\n"
@@ -219,6 +220,11 @@ def test_verdict_is_kept_and_believed(folder: Path, tmp_path: Path) -> None:
     verdicts[0].write_text("{ torn")
     load_encoder(folder, CONFIG, precision="float32", cache=cache)
     assert json.loads(verdicts[0].read_text())["problem"] is None
+
+
+def test_cache_that_cannot_be_written_is_no_obstacle(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert load_encoder(folder, CONFIG, precision="float32", cache=tmp_path / "file").vocabulary_size == 40
 
 
 def test_bad_fast_path_falls_back_to_float32(folder: Path, tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,6 @@ from termwise.server.inference.base import Side
 from termwise.server.inference.hardware import processor_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
     from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.splade import SpladeEncoder
@@ -122,9 +121,13 @@ def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
 
 
 def _write(file: Path, value: dict[str, Any]) -> None:
-    """Write a file whole or not at all: two deployments may start at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(value, stream)
-    os.replace(name, file)  # noqa: PTH105 - `name` is a string
+    """Write a file whole or not at all: two deployments may start at once.
+
+    A verdict that cannot be kept (a full disk) is no reason to fail: the next load checks again.
+    """
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+            made = Path(scratch) / file.name
+            made.write_text(json.dumps(value), encoding="utf-8")
+            made.replace(file)
