@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 BUCKETS_PER_OCTAVE: Final = 2.6
 """A term's bucket is floor(2.6 * log2(weight)): weights of a bucket differ by a factor of 1.31 at most."""
 
+_LEAST_BUCKET: Final = -330
+_ENDINGS: Final = [f"\0{bucket}" for bucket in range(_LEAST_BUCKET, 334)]
+"""How terms end, for every bucket of a normal float32, 2^-126 to 2^128."""
+
 _HEAD: Final = struct.Struct("<HIII")
 """Field number, token count, the separator's code point, bytes of the joined tokens."""
 
 
 def sparse_terms(prefix: str, vector: SparseVector) -> list[str]:
     """Write each weight as a raw term: field prefix, token, NUL, bucket."""
-    buckets = np.floor(np.log2(vector.weights.astype(np.float64)) * BUCKETS_PER_OCTAVE).astype(np.int64).tolist()
-    return [f"{prefix}{token}\0{bucket}" for token, bucket in zip(vector.tokens, buckets, strict=True)]
+    buckets = np.floor(np.log2(vector.weights.astype(np.float64)) * BUCKETS_PER_OCTAVE).astype(np.int64)
+    endings = map(_ENDINGS.__getitem__, (buckets - _LEAST_BUCKET).tolist())
+    return [prefix + token + ending for token, ending in zip(vector.tokens, endings, strict=True)]
 
 
 def parse_term(term: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -12,12 +13,19 @@ import tantivy
 from termwise.storage.checks import check_document, refusal
 from termwise.storage.errors import StorageError, StorageFullError, StorageLockedError
 from termwise.storage.tantivy.codec import decode_vectors, encode_vectors, sparse_terms
-from termwise.storage.tantivy.layout import commit_stamp, is_full, read_last_seq_no, write_last_seq_no
+from termwise.storage.tantivy.layout import (
+    commit_stamp,
+    has_room,
+    is_full,
+    read_last_seq_no,
+    sync_commit,
+    write_last_seq_no,
+)
 from termwise.storage.tantivy.reader import TantivyReader
 from termwise.storage.types import Delete, Put, Result, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from termwise.storage.checks import Column
@@ -46,15 +54,22 @@ class _Change:
 class TantivyIndex:
     """An open index. The store makes it, and holds the lock of its folder."""
 
-    def __init__(self, folder: Path, layout: Layout, *, exact_path: bool) -> None:
-        """Open tantivy's files and, where wanted, build the exact path from the stored vectors."""
+    def __init__(
+        self, folder: Path, layout: Layout, *, exact_path: bool, on_writer: Callable[[TantivyIndex], None]
+    ) -> None:
+        """Open tantivy's files and, where wanted, build the exact path from the stored vectors.
+
+        `on_writer` hears of each writer that opens, so that the store can close others.
+        """
         self._folder = folder
         self._layout = layout
         self._exact_path = exact_path and bool(layout.sparse_places())
         self._index = layout.open(folder)
+        self._on_writer = on_writer
         self._writer: Any = None
         self._writing = threading.Lock()
         self._closed = False
+        self._stale = False
         self._load()
 
     @property
@@ -72,6 +87,9 @@ class TantivyIndex:
         with self._writing:
             if self._closed:
                 raise StorageError(f"Index {self._folder.name} is closed; open it again.")
+            if self._stale:  # the write before was committed, and then something like a lack of memory got in the way
+                self._load()
+                self._stale = False
             change = self._plan(operations)
             if change.versions:
                 self._commit(change, columns)
@@ -133,16 +151,24 @@ class TantivyIndex:
             for seq_no, place, document in change.puts.values():
                 writer.add_document(self._tantivy_document(seq_no, document, columns[place]))
             writer.commit()
+            sync_commit(self._folder)
         except BaseException as error:
-            self._writer = None  # drops what was added; a writer that met an error is of no more use
+            # Drops what was added; a writer that met an error is of no more use. The name is emptied too: the traceback
+            # keeps it for as long as somebody keeps the error, and with it tantivy's lock.
+            self._writer = writer = None
+            translated = self._translated(error)
+            self._clear_leftovers()
             if commit_stamp(self._folder) != stamp:
                 self._load()
-            raise self._translated(error) from error
+            raise translated from error
+        self._stale = True
         self._index.reload()
         self._publish(change)
+        self._stale = False
 
     def _open_writer(self) -> Any:
         if self._writer is None:
+            self._on_writer(self)
             self._writer = self._index.writer(heap_size=_WRITER_BYTES, num_threads=1)
         return self._writer
 
@@ -210,13 +236,19 @@ class TantivyIndex:
                     pending[name] = []
         self._show({name: _changed(held, nothing, pending[name]) for name, held in tiles.items()}, last)
 
+    def _clear_leftovers(self) -> None:
+        """Remove the files of a failed batch at once: where the disk is full, they may be what fills it."""
+        with suppress(OSError, ValueError, RuntimeError):
+            self._open_writer().garbage_collect_files()
+
     def _translated(self, error: BaseException) -> BaseException:
         text = str(error)
-        if is_full(error):
+        # A thread of tantivy's that cannot write dies, and the error does not say why: then the disk itself is asked.
+        if is_full(error) or ("writer was killed" in text and not has_room(self._folder, _WRITER_BYTES)):
             return StorageFullError("The disk is full; nothing was written. Make room and write again.")
         if "LockBusy" in text:
             return StorageLockedError(f"Another process writes to index {self._folder.name}; stop it first.")
-        if isinstance(error, (OSError, ValueError, RuntimeError)):
+        if isinstance(error, (OSError, ValueError, RuntimeError)) or type(error).__name__ == "PanicException":
             return StorageError(f"Index {self._folder.name} cannot be written: {text}")
         return error
 

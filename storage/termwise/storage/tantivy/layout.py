@@ -26,8 +26,8 @@ _TANTIVY_FOLDER: Final = "tantivy"
 _SEQ_NO_FILE: Final = "last_seq_no"
 
 _FULL: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_FULL_TEXTS: Final = tuple(f"os error {code})" for code in _FULL)
-"""How Rust ends the message of such an error; tantivy passes it on as text."""
+_FULL_TEXTS: Final = tuple(text for code in _FULL for text in (f"os error {code})", f"Os {{ code: {code},"))
+"""How Rust writes such an error, for people or in full; tantivy passes it on as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,11 @@ def commit_stamp(folder: Path) -> int:
     return int(meta["opstamp"])
 
 
+def sync_commit(folder: Path) -> None:
+    """Finish a commit: tantivy writes every file to the disk, but not the last renaming, that of `meta.json`."""
+    sync(folder / _TANTIVY_FOLDER)
+
+
 def read_last_seq_no(folder: Path) -> int:
     """Read what `write_last_seq_no` wrote, 0 where it never did."""
     try:
@@ -191,6 +196,19 @@ def folder_size(folder: Path) -> int:
 def is_full(error: BaseException) -> bool:
     """Tell whether an error means that the disk, a quota or a file has no more room."""
     return (isinstance(error, OSError) and error.errno in _FULL) or any(text in str(error) for text in _FULL_TEXTS)
+
+
+def has_room(folder: Path, size: int) -> bool:
+    """Tell whether a file of so many bytes could be written."""
+    probe = folder / "room"
+    try:
+        with probe.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
+    return True
 
 
 def sync(path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import uuid
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from termwise.storage.checks import check_schema
@@ -31,6 +32,9 @@ _TRANSIENT: Final = "#"
 
 _LONGEST_NAME: Final = 255
 
+_MOST_WRITERS: Final = 8
+"""Writers that stay open in a store, each a few threads; busy ones are on top."""
+
 
 class TantivyStore:
     """Indices in sub-folders, each with a lock of its own while it is open."""
@@ -41,6 +45,10 @@ class TantivyStore:
         self._exact_path = exact_path
         self._open: dict[str, tuple[TantivyIndex, int]] = {}
         self._lock = threading.Lock()
+        self._writers: list[TantivyIndex] = []
+        self._writers_lock = threading.Lock()
+        if exact_path:
+            import_module("termwise.storage.tantivy.kernels")  # compiles now, where it may, and not in a first request
         for path in folder.iterdir():
             if path.name.startswith(_TRANSIENT):
                 shutil.rmtree(path, ignore_errors=True)
@@ -75,7 +83,7 @@ class TantivyStore:
             layout = Layout.read(path)
             lock = _lock_file(path)
             try:
-                index = TantivyIndex(path, layout, exact_path=self._exact_path)
+                index = TantivyIndex(path, layout, exact_path=self._exact_path, on_writer=self._limit_writers)
             except BaseException:
                 os.close(lock)
                 raise
@@ -104,10 +112,20 @@ class TantivyStore:
             for name in tuple(self._open):
                 self._close(name)
 
+    def _limit_writers(self, index: TantivyIndex) -> None:
+        """Close the writers that were opened first: each has threads, and memory for documents that are not flushed."""
+        with self._writers_lock:
+            self._writers = [other for other in self._writers if other is not index]
+            idle = self._writers[: -(_MOST_WRITERS - 1)]
+            released = [other for other in idle if other.release_writer()]
+            self._writers = [other for other in self._writers if other not in released] + [index]
+
     def _close(self, name: str) -> None:
         index, lock = self._open.pop(name, (None, -1))
         if index is not None:
             index.close()
+            with self._writers_lock:
+                self._writers = [other for other in self._writers if other is not index]
             os.close(lock)
 
     def _path(self, name: str) -> Path:
