@@ -15,14 +15,12 @@ from termwise.server.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from termwise.server.inference.base import Encoder, Expansion, ExpansionConfig, Side, TokenizedText
+from termwise.server.inference.base import Encoder, Expansion, Side, TokenizedText
 from termwise.server.inference.batcher import Batcher
 from termwise.server.inference.fake import FakeEncoder
-from termwise.server.inference.loader import load_encoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
 
 class Gate:
@@ -340,10 +338,7 @@ async def test_timings_tell_where_the_time_went() -> None:
         assert timings.inference > 0
 
 
-async def test_many_callers_get_their_own_answers_from_a_real_encoder(model_folder: Path, parity_cache: Path) -> None:
-    encoder = await asyncio.to_thread(
-        load_encoder, model_folder, ExpansionConfig(), precision="float32", cache=parity_cache
-    )
+async def test_many_callers_get_their_own_answers_from_a_real_encoder(encoder: Encoder) -> None:
     texts = [f"{animal} number {number}" for animal in ("salmon", "horse", "eagle") for number in range(20)]
     expected = [encoder.encode(encoder.tokenize([text], Side.QUERY), Side.QUERY)[0].tokens[:3] for text in texts]
     async with running(encoder, allocations=2, capacity=16) as batcher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,8 +37,14 @@ _PIECES = st.sampled_from(
 )
 
 
+@cache
+def load(folder: Path, max_tokens: int) -> tuple[TextTokenizer, Tokenizer]:
+    ours = TextTokenizer(open_folder(folder), ExpansionConfig(max_tokens=max_tokens))
+    return ours, Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
 def plain(folder: Path, text: str, max_tokens: int) -> tuple[list[int], bool]:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    _, tokenizer = load(folder, max_tokens)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     full = len(tokenizer.encode(text).ids)
@@ -49,8 +56,7 @@ def plain(folder: Path, text: str, max_tokens: int) -> tuple[list[int], bool]:
 @settings(max_examples=60, deadline=None)
 def test_truncation_equals_the_tokenizers_own(model_folder: Path, pieces: list[str], max_tokens: int) -> None:
     text = "a " + "".join(pieces)
-    tokenizer = TextTokenizer(open_folder(model_folder), ExpansionConfig(max_tokens=max_tokens))
-    tokenized = tokenizer.tokenize([text], Side.DOCUMENT)[0]
+    tokenized = load(model_folder, max_tokens)[0].tokenize([text], Side.DOCUMENT)[0]
     ids, truncated = plain(model_folder, text, max_tokens)
     assert list(tokenized.ids) == ids
     assert tokenized.truncated == truncated
