@@ -2,9 +2,9 @@
 
     python tests/bench/bench_sparse.py [--vectors FILE.npz] [--documents 100000] [--no-exact-path]
 
-FILE.npz holds documents as `indptr`, `indices`, `data` (CSR) and `tokens` (strings by index); it may hold queries as
-`query_indptr`, `query_indices`, `query_data`. Without a file, vectors are SYNTHETIC: token frequencies follow Zipf's law,
-140 tokens a document, 30 a query; figures from them say so.
+FILE.npz holds documents as `indptr`, `indices`, `data` (CSR) and `tokens` (strings by index), and queries, where it has
+any, as `query_indptr`, `query_indices`, `query_data`. Without a file, vectors are SYNTHETIC: token frequencies follow
+Zipf's law, 140 tokens a document, 30 a query; figures from them say so.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ def check_analyzer(name: str) -> None:
         SchemaError: it does not.
 
     """
-    base, _, version = name.partition(".")
+    base, dot, version = name.partition(".")
     known = _VERSIONS.get(base)
-    if known is None or (version and version not in map(str, range(1, known + 1))):
+    if known is None or (dot and version not in map(str, range(1, known + 1))):
         names = ", ".join(f'"{known}"' for known in analyzer_names())
         msg = f'Analyzer "{name}" does not exist; use one of {names}.'
         raise SchemaError(msg)
