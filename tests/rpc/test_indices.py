@@ -449,6 +449,17 @@ async def test_a_stream_acknowledges_in_order(stub: Call) -> None:
     assert found.document.source["text"] == "two"
 
 
+async def test_large_documents_keep_their_place_in_a_stream(stub: Call) -> None:
+    requests = [defaults("docs")]
+    for number in range(6):
+        text = "word " * (50_000 if number % 2 else 1)
+        requests.append(bulk(operation("put", "same", {"text": f"{number} {text}"})))
+    versions = [answer.version async for answer in stub.BulkIndex(iter(requests))]
+    assert versions == [1, 2, 3, 4, 5, 6]
+    found = await stub.GetDocument(pb.GetDocumentRequest(index="docs", id="same"))
+    assert found.document.source["text"].startswith("5 ")
+
+
 async def test_an_empty_message_ends_a_stream(stub: Call, refused: Callable[..., Any]) -> None:
     requests = [defaults("docs"), bulk(operation("put", "1")), pb.BulkIndexRequest(), bulk(operation("put", "2"))]
     call = stub.BulkIndex(iter(requests))

@@ -203,6 +203,13 @@ async def test_a_simulation_gives_what_comes_out(stub: Call) -> None:
     assert bad.error.message == 'Field "text" does not exist in the document.'
 
 
+async def test_a_body_goes_back_in_the_form_in_which_it_came(stub: Call) -> None:
+    text = '{ "n": 9007199254740993, "x": 1.50 }'
+    pipeline = {"processors": [{"set": {"field": "n", "value": 1, "override": False}}]}
+    answer = await stub.SimulatePipeline(simulate(pipeline=pipeline, documents=[{"sourceJson": text}]))
+    assert answer.results[0].document.source_json == text
+
+
 async def test_a_verbose_simulation_shows_each_step(stub: Call) -> None:
     pipeline = {
         "processors": [

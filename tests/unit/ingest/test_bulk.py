@@ -193,8 +193,8 @@ async def test_a_client_that_leaves_keeps_what_was_acknowledged(
             if len(kept) == 500:
                 break
     assert all([await stack.get(id_) is not None for id_ in kept])
-    await quiet(lambda: expander.batcher.pending)
     assert expander.batcher.pending == 0
+    await stack.indices.close()
     assert len(asyncio.all_tasks()) == 1
     await expander.batcher.close()
 

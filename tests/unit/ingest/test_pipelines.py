@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -273,7 +274,7 @@ class Busy(FakeExpander):
     ) -> Expansions:
         """Refuse."""
         del context, deployment_id, texts, side, wait
-        raise ResourceExhaustedError("The queue is full.")
+        raise ResourceExhaustedError("The queue is full.", retry_after=timedelta(seconds=1))
 
 
 async def test_a_full_queue_is_no_failure_to_handle(make_stack: Callable[..., Any]) -> None:
@@ -284,6 +285,23 @@ async def test_a_full_queue_is_no_failure_to_handle(make_stack: Callable[..., An
     assert draft.failure is not None
     assert isinstance(draft.failure.error, ResourceExhaustedError)
     assert draft.body == {"text": "word"}
+
+
+async def test_a_full_queue_fails_a_single_write(make_stack: Callable[..., Any], put: Callable[..., Any]) -> None:
+    stack = await make_stack(Busy())
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await stack.writer.write(stack.context, put("1", b'{"text":"word"}'))
+    assert caught.value.retry_after is not None
+    assert caught.value.metadata["pipeline"] == "expand"
+
+
+async def test_steps_too_large_to_show_are_refused(stack: Any) -> None:
+    pipeline = IngestPipeline((Processor(SetProcessor("a", 1)),) * 200)
+    body = {"text": "x" * 2**20}
+    with pytest.raises(InvalidArgumentError, match="too large to show"):
+        await run(stack, pipeline, body, verbose=True)
+    (draft,) = await run(stack, pipeline, body)
+    assert draft.failure is None
 
 
 async def test_an_unknown_deployment_fails_the_documents(stack: Any) -> None:

@@ -78,7 +78,8 @@ class Bulk:
                 item, result = stream.done.waiting.popleft()
                 yield Acknowledgement(item.operation_id, result)
                 stream.release(item)
-            for stage in stages:
+            # The last stage first: where one broke, those before it may never end.
+            for stage in reversed(stages):
                 await stage
         finally:
             left = [*stages, *stream.preparing]

@@ -21,6 +21,10 @@ INLINE_BYTES: Final = 64 * 1024
 """Up to this many bytes of bodies are worked on at once on the event loop, more in a thread: about a millisecond."""
 
 
+MAX_SHOWN: Final = 64 * 2**20
+"""Most bytes of bodies that the steps of a verbose run show."""
+
+
 class Runner:
     """Runs processors; a document's failure stands in its draft."""
 
@@ -28,9 +32,15 @@ class Runner:
         """Run inference by `expander`; `verbose` notes each step of each document."""
         self._expander = expander
         self._verbose = verbose
+        self._shown = 0
 
     async def run(self, pipeline: IngestPipeline, drafts: Sequence[Draft]) -> None:
-        """Run a pipeline over documents."""
+        """Run a pipeline over documents.
+
+        Raises:
+            InvalidArgumentError: the steps of a verbose run are too large to be shown.
+
+        """
         await self._run_all(pipeline.processors, drafts)
         failed = [draft for draft in drafts if draft.failure is not None and not draft.failure.passing]
         if failed and pipeline.on_failure:
@@ -51,13 +61,22 @@ class Runner:
                 if not draft.failure.passing:
                     failed.append(draft)
             if self._verbose:
-                draft.steps.append(_step(processor, draft, outcome))
+                self._note(_step(processor, draft, outcome), draft)
         if failed and processor.on_failure:
             await self._recover(processor.on_failure, failed)
         if processor.ignore_failure:
             for draft in failed:
                 if draft.failure is not None and not draft.failure.passing:
                     draft.failure = None
+
+    def _note(self, step: Step, draft: Draft) -> None:
+        self._shown += len(step.document.source)
+        if self._shown > MAX_SHOWN:
+            raise InvalidArgumentError(
+                "The documents after each step are too large to show; try fewer documents, or leave out verbose.",
+                reason="SIMULATION_TOO_LARGE",
+            )
+        draft.steps.append(step)
 
     async def _recover(self, processors: Sequence[Processor], drafts: Sequence[Draft]) -> None:
         """Run the processors for failed documents, which learn by `_ingest` what failed."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from termwise.server.context import authorize
 from termwise.server.rpc import paging
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from termwise.storage.types import StoredDocument
 
     Context = grpc.aio.ServicerContext[Any, Any]
-
-_LARGE: Final = 64 * 1024
-"""Messages beyond this many bytes are converted in a thread: it may take longer than the event loop can be without."""
 
 Asked = TypeVar("Asked", bound="Message")
 Read = TypeVar("Read")
@@ -88,7 +85,7 @@ class IndicesServicer(indices_pb2_grpc.IndicesServicer):
         authorize(request_context(grpc_context), "documents.read", f"index/{request.index}")
         documents.check_source_format(request.source_format)
         opened, found = await self._writer.get(request.index, request.id)
-        if len(found.source) > _LARGE:
+        if len(found.source) > convert.LARGE:
             return await asyncio.to_thread(_document_response, request, opened, found)
         return _document_response(request, opened, found)
 
@@ -140,7 +137,7 @@ class IndicesServicer(indices_pb2_grpc.IndicesServicer):
 
 async def _read(read: Callable[[Asked], Read], request: Asked) -> Read:
     """Convert a request, a large one in a thread."""
-    if request.ByteSize() > _LARGE:
+    if request.ByteSize() > convert.LARGE:
         return await asyncio.to_thread(read, request)
     return read(request)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from termwise.server.errors import InvalidArgumentError, TermwiseError, invalid_field
@@ -25,6 +27,9 @@ from termwise.v1 import indices_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from collections.abc import Mapping as AnyMapping
+
+LARGE: Final = 64 * 1024
+"""Messages beyond this many bytes are converted in a thread: it may take longer than the event loop can be without."""
 
 MAX_OPERATIONS: Final = 1_000
 """Most operations of a BatchIndex."""
@@ -229,12 +234,10 @@ async def bulk_from_proto(requests: AsyncIterator[pb.BulkIndexRequest]) -> Async
         if kind == "defaults":
             defaults = request.defaults
         elif kind == "operation":
-            operation = request.operation
-            yield BulkItem(
-                operation.operation_id,
-                operation_from_proto(operation, "operation", defaults, "defaults"),
-                request.ByteSize(),
-            )
+            size = request.ByteSize()
+            read = partial(operation_from_proto, request.operation, "operation", defaults, "defaults")
+            operation = await asyncio.to_thread(read) if size > LARGE else read()
+            yield BulkItem(request.operation.operation_id, operation, size)
         else:
             raise InvalidArgumentError(
                 "A message of the stream has neither defaults nor an operation; send one of them.",

@@ -193,27 +193,32 @@ def simulation_to_proto(drafts: Iterable[Draft]) -> pb.SimulatePipelineResponse:
     response = pb.SimulatePipelineResponse()
     for draft in drafts:
         result = response.results.add()
-        result.steps.extend(_step_to_proto(step) for step in draft.steps)
+        # A body goes back in the form in which it came.
+        is_json = draft.paths.body.endswith("source_json")
+        source_format = document_pb2.SOURCE_FORMAT_JSON if is_json else document_pb2.SOURCE_FORMAT_STRUCT
+        result.steps.extend(_step_to_proto(step, source_format) for step in draft.steps)
         if draft.failure is None:
-            _fill_document(result.document, draft.snapshot())
+            _fill_document(result.document, draft.snapshot(), source_format)
         else:
             result.error.CopyFrom(_error_to_proto(draft.failure))
     return response
 
 
-def _step_to_proto(step: Step) -> pb.SimulatePipelineResponse.Step:
+def _step_to_proto(step: Step, source_format: document_pb2.SourceFormat.ValueType) -> pb.SimulatePipelineResponse.Step:
     message = pb.SimulatePipelineResponse.Step(
         processor_type=step.processor_type, tag=step.tag, status=_STATUSES[step.status]
     )
-    _fill_document(message.document, step.document)
+    _fill_document(message.document, step.document, source_format)
     if step.failure is not None:
         message.error.CopyFrom(_error_to_proto(step.failure))
     return message
 
 
-def _fill_document(message: document_pb2.Document, snapshot: Snapshot) -> None:
+def _fill_document(
+    message: document_pb2.Document, snapshot: Snapshot, source_format: document_pb2.SourceFormat.ValueType
+) -> None:
     message.id = snapshot.id
-    fill_body(message, snapshot.source, document_pb2.SOURCE_FORMAT_STRUCT)
+    fill_body(message, snapshot.source, source_format)
     fill_vectors(message, snapshot.sparse)
 
 
