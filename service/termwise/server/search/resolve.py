@@ -243,7 +243,12 @@ class _Resolver:
 
     def _terms(self, query: q.Terms) -> Node:
         kind = self._field(query.field, f"{query.at}.field", _EXACT_KINDS, "terms").kind
-        values = [_parsed(kind, value, f"{query.at}.values[{place}]") for place, value in enumerate(query.values)]
+        values: list[storage.Scalar] = []
+        for place, value in enumerate(query.values):
+            try:
+                values.append(parse_value(kind, value))
+            except ValueError as error:  # the path is made here alone: there may be thousands of values
+                raise invalid_field(f"{query.at}.values[{place}]", str(error)) from error
         return Fixed(storage.Terms(query.field, tuple(dict.fromkeys(values))), query.boost)
 
     def _range(self, query: q.Range) -> Node:
