@@ -158,17 +158,17 @@ def _select(
     bits = scores.view(np.int32)
     count = 0
     for first in range(0, len(bits), _BLOCK):
-        last = min(len(bits), first + _BLOCK)
+        block, permitted = bits[first : first + _BLOCK], allowed[first : first + _BLOCK]
         best: Any = np.int32(-1)
-        matched: Any = np.int32(0)
-        for at in range(first, last):  # no branch in here, so that it becomes vector instructions
-            value = bits[at] | (np.int32(allowed[at]) - np.int32(1))
-            matched += np.int32(1) + (value >> np.int32(31))
-            best = max(best, value)
-        count += matched
-        if matched == 0 or (size == len(heap) and np.uint64(best) < heap[0] >> np.uint64(32)):
+        missed: Any = np.int32(0)
+        for at in range(len(block)):  # 32 bits throughout and no branches, so that it becomes vector instructions
+            value = np.int32(block[at] | (np.int32(permitted[at]) - np.int32(1)))
+            missed = np.int32(missed + (value >> np.int32(31)))
+            best = max(value, best)
+        count += len(block) + missed
+        if best < 0 or (size == len(heap) and np.uint64(best) < heap[0] >> np.uint64(32)):
             continue
-        for at in range(first, last):
+        for at in range(first, first + len(block)):
             if bits[at] < 0 or allowed[at] == 0:
                 continue
             score = np.uint64(min(bits[at], _LARGEST_BITS))
