@@ -246,6 +246,7 @@ async def test_leaving_a_call_ends_its_handler_and_is_logged(echo: Any, kind: st
         await service.entered.wait()
         running.cancel()
         await asyncio.wait_for(service.left.wait(), 5)
+        await asyncio.sleep(0)
     assert [line["code"] for line in lines if line["event"] == "call"] == ["CANCELLED"]
 
 
@@ -256,6 +257,7 @@ async def test_a_deadline_reaches_the_context_and_ends_the_handler(echo: Any, ki
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(channel, kind, text("sleep"), timeout=0.3)
         await asyncio.wait_for(service.left.wait(), 5)
+        await asyncio.sleep(0)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     remaining = service.contexts[0].remaining()
     assert remaining is not None

@@ -11,6 +11,7 @@ import inspect
 import time
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _log = structlog.get_logger()
+
+_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _BUGS: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
 """Codes that an operator should look into."""
@@ -45,6 +48,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, *, max_message_bytes: int) -> None:
         """Refuse answers over `max_message_bytes`, which no client with the same limit could read."""
         self._limit = max_message_bytes
+        self._wrapped: dict[str, tuple[Any, grpc.RpcMethodHandler[Any, Any]]] = {}
+        """By method: the handler and what it was wrapped into, which costs more than some calls."""
         self._running = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -74,6 +79,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return grpc.stream_stream_rpc_method_handler(self._unknown(method))
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, self._wrap(method, handler))
+        return known[1]
+
+    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         decode = _decoder(handler.request_deserializer)
         encode = _encoder(handler.response_serializer, self._limit)
         if handler.unary_unary is not None:
@@ -165,8 +176,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             trailing.append((DETAILS_KEY, status.SerializeToString()))
             await context.abort(status_code(status), status.message, tuple(trailing))
         finally:
-            log = _log.error if code in _BUGS else _log.info
-            log("call", method=method, code=code, duration_ms=round((time.perf_counter() - began) * 1e3, 3), **more)
+            duration_ms = round((time.perf_counter() - began) * 1e3, 3)
+            log = partial(_log.error if code in _BUGS else _log.info, "call", method=method, code=code, **more)
+            # A moment later, when the answer is on its way: the caller need not wait for the line.
+            asyncio.get_running_loop().call_soon(partial(log, duration_ms=duration_ms))
 
     @contextmanager
     def _admitted(self, method: str) -> Iterator[None]:
@@ -195,9 +208,7 @@ def _named(error: Exception, method: str, context: Context) -> Exception:
 
 def _name(code: Any) -> str:
     """Give the name of a status code, which grpc.aio hands out as an enum, a number, or nothing."""
-    if isinstance(code, grpc.StatusCode):
-        return code.name
-    return next((known.name for known in grpc.StatusCode if known.value[0] == code), "")
+    return code.name if isinstance(code, grpc.StatusCode) else _NAMES.get(code, "")
 
 
 def _decoder(decode: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
