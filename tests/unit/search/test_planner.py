@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from termwise.server.context import RequestContext
 from termwise.server.errors import DeadlineExceededError
-from termwise.server.search import booleans
+from termwise.server.search import booleans, planner
 from termwise.server.search import query as q
+from termwise.server.search import view as view_module
 from termwise.server.search.planner import Planner, floored
 from termwise.server.search.resolve import NodeList, resolve
 from termwise.server.search.view import Stop, View
@@ -167,10 +168,14 @@ def reference(index: OpenIndex, query: q.Query, min_score: float | None = None) 
     return sorted(scored, key=lambda pair: (-pair[1], pair[0]))
 
 
-@pytest.fixture(params=[1, 4, 128])
-def first_depth(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    # With small indices a first depth of 128 reads all at once: small ones make the lists deepen.
-    monkeypatch.setattr(booleans, "_FIRST_DEPTH", request.param)
+@pytest.fixture(params=[(1, 16), (4, 1), (128, 16)])
+def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With small indices a first depth of 128 reads all at once: small ones make the lists deepen. A low limit of what are
+    # few parts of a condition makes short ones go the way of long ones.
+    first_depth, few = request.param
+    monkeypatch.setattr(booleans, "_FIRST_DEPTH", first_depth)
+    for module in (booleans, planner, view_module):
+        monkeypatch.setattr(module, "FEW", few)
 
 
 CHECKED = settings(
@@ -178,7 +183,7 @@ CHECKED = settings(
 )
 
 
-@pytest.mark.usefixtures("first_depth")
+@pytest.mark.usefixtures("limits")
 @CHECKED
 @given(rows=documents(), query=queries, depth=st.integers(1, 8), floor=st.sampled_from([None, None, 0.5, 3.0]))
 def test_plans_give_what_the_definition_says(

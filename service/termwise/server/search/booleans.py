@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from termwise.server.search.conditions import is_cheap
+from termwise.server.search.conditions import FEW, all_of, is_cheap
 from termwise.server.search.ranking import Part, Ranked, Remembered, Sums, add_up, keeps_order, rounded
 from termwise.server.search.view import contained
 
@@ -28,12 +28,12 @@ _DEEPER: Final = 4
 class Addend:
     """A leaf, or a constant where `leaf` is None, that adds `weight` times its score to some documents of a boolean.
 
-    Those are the ones that meet `where`, which says all of it: the boolean's own condition and that of the booleans
-    between; of a document that is in the boolean anyway, `guard` has to be asked alone. For a constant the two hold its
-    own condition too; for a leaf it has to match as well.
+    Those are the ones that meet `own`, which is the leaf itself or the constant's condition, and `where`: what the
+    boolean and the booleans between ask besides. Of a document known to be in the boolean `guard` is asked instead.
     """
 
     leaf: Leaf | None
+    own: Condition
     weight: float
     where: Condition
     guard: Condition
@@ -98,7 +98,7 @@ class ConstantList:
 
     def top(self, depth: int) -> Ranked:
         """Give the best."""
-        sets = [self._view.match(addend.where) for addend in self._addends]
+        sets = [self._documents(addend) for addend in self._addends]
         if len(sets) == 1:
             seq_nos = sets[0]
             return Ranked(
@@ -113,12 +113,23 @@ class ConstantList:
         order = np.lexsort((seq_nos, -sums))[:depth]
         return Ranked(seq_nos[order], sums[order], len(seq_nos), complete=len(seq_nos) <= depth)
 
+    def _documents(self, addend: Addend) -> NDArray[np.int64]:
+        """Give the documents that a constant scores, ascending."""
+        if len(self._addends) <= FEW:
+            return self._view.match(all_of([addend.where, addend.own]))
+        # `where` may be long, and the same for all.
+        own = self._view.match(addend.own)
+        return own[contained(self._view.match(addend.where), own)]
+
     def score(self, seq_nos: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum the weights for documents, NaN for those that meet no condition."""
         sums = np.zeros(len(seq_nos))
         found = np.zeros(len(seq_nos), dtype=np.bool_)
+        guards: dict[int, NDArray[np.bool_]] = {}
         for addend in self._addends:
-            holds = self._view.holds(addend.guard, seq_nos)
+            if id(addend.guard) not in guards:
+                guards[id(addend.guard)] = self._view.holds(addend.guard, seq_nos)
+            holds = guards[id(addend.guard)] & self._view.holds(addend.own, seq_nos)
             sums[holds] += addend.weight
             found |= holds
         sums[~found] = np.nan

@@ -14,20 +14,23 @@ if TYPE_CHECKING:
 EVERYTHING: Final = Everything()
 NOTHING: Final = Nothing()
 
+FEW: Final = 16
+"""With more parts than that, a condition is better asked as a whole, once, than part by part or for each part anew."""
+
 
 def all_of(conditions: Iterable[Condition]) -> Condition:
     """Match what all of them match; with none, everything."""
-    parts: list[Condition] = []
-    for condition in conditions:
-        if isinstance(condition, Nothing):
-            return NOTHING
-        if isinstance(condition, AllOf):
-            parts.extend(condition.conditions)
-        elif not isinstance(condition, Everything):
-            parts.append(condition)
-    if not parts:
+    given = [condition for condition in conditions if not isinstance(condition, Everything)]
+    if any(isinstance(condition, Nothing) for condition in given):
+        return NOTHING
+    if not given:
         return EVERYTHING
-    return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
+    if len(given) == 1:
+        return given[0]
+    parts: list[Condition] = []
+    for condition in given:
+        parts.extend(condition.conditions if isinstance(condition, AllOf) else [condition])
+    return AllOf(tuple(parts))
 
 
 def any_of(conditions: Iterable[Condition], minimum: int = 1) -> Condition:

@@ -7,10 +7,10 @@ lists: a boolean inside a boolean adds its leaves to the outer one, each under t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from termwise.server.search.booleans import Addend, Floor, LeafList, SumList
-from termwise.server.search.conditions import EVERYTHING, NOTHING, all_of, any_of, negated
+from termwise.server.search.conditions import EVERYTHING, FEW, NOTHING, all_of, any_of, negated
 from termwise.server.search.fusion import RankFused, ScoreFused
 from termwise.server.search.pruning import prune
 from termwise.server.search.resolve import Combined, Fixed, NodeList, RankFusion, TextKey, Tokens, Words
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from termwise.server.search.resolve import Node, ResolvedList
     from termwise.server.search.view import View
     from termwise.storage.types import Condition, Leaf, SparseVector
-
-_FEW: Final = 16
-"""Booleans with more clauses ask all of them of every clause's documents: sparing one is not worth a condition each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,14 +67,14 @@ class _Group:
 
     def given_must(self, place: int) -> Condition:
         """What is left to ask of a document that matches one of the `must` clauses."""
-        if len(self.must) > _FEW:
-            return self.condition
+        if len(self.must) > FEW:
+            return self.condition  # sparing one clause is not worth a condition for each
         others = [clause.condition for at, clause in enumerate(self.must) if at != place]
         return all_of([*others, self.rest, any_of([clause.condition for clause in self.should], self.minimum)])
 
     def given_should(self, place: int) -> Condition:
         """What is left to ask of a document that matches one of the `should` clauses."""
-        if self.minimum > 1 and len(self.should) > _FEW:
+        if self.minimum > 1 and len(self.should) > FEW:
             return self.condition
         if self.minimum <= 1:
             return self.required
@@ -191,13 +188,18 @@ def _addends(clause: _Clause, outside: Condition, guard: Condition | None) -> li
     whoever asks for a guard knows that the document is in that one. None: the clause is the outermost itself.
     """
     if isinstance(clause, _Scored):
-        return [Addend(clause.leaf, clause.weight, outside, guard or EVERYTHING)]
+        return [Addend(clause.leaf, clause.leaf, clause.weight, outside, guard or EVERYTHING)]
     if isinstance(clause, _Constant):
-        inner = all_of([guard or EVERYTHING, clause.condition])
-        return [Addend(None, clause.weight, all_of([outside, clause.condition]), inner)]
+        return [Addend(None, clause.condition, clause.weight, outside, guard or EVERYTHING)]
     found: list[Addend] = []
+    rest: Condition = EVERYTHING
+    around, inside = outside, guard or EVERYTHING
     for clauses, given in ((clause.must, clause.given_must), (clause.should, clause.given_should)):
         for place, each in enumerate(clauses):
-            rest = given(place)
-            found += _addends(each, all_of([outside, rest]), EVERYTHING if guard is None else all_of([guard, rest]))
+            previous, rest = rest, given(place)
+            if rest is not previous:
+                # What is the same object is asked of storage once.
+                around = all_of([outside, rest])
+                inside = EVERYTHING if guard is None else all_of([guard, rest])
+            found += _addends(each, around, inside)
     return found

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from termwise.server.errors import DeadlineExceededError
+from termwise.server.search.conditions import FEW
 from termwise.storage.types import AllOf, AnyOf, Everything, Lexical, Not, Nothing, Sparse
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ class View:
                 result = ~np.isnan(self.score(condition, seq_nos))
             case Not():
                 result = ~self.holds(condition.condition, seq_nos)
-            case AllOf():
+            case AllOf() if len(condition.conditions) <= FEW:
                 result = self._count(condition.conditions, seq_nos) == len(condition.conditions)
-            case AnyOf():
+            case AnyOf() if len(condition.conditions) <= FEW:
                 result = self._count(condition.conditions, seq_nos) >= condition.minimum
             case _:
                 result = contained(self.match(condition), seq_nos)
