@@ -170,8 +170,8 @@ def reference(index: OpenIndex, query: q.Query, min_score: float | None = None) 
 
 @pytest.fixture(params=[(1, 16), (4, 1), (128, 16)])
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    # With small indices a first depth of 128 reads all at once: small ones make the lists deepen. A low limit of what are
-    # few parts of a condition makes short ones go the way of long ones.
+    # With small indices a first depth of 128 reads all at once: small ones make the lists deepen. A low limit of what
+    # are few parts of a condition makes short ones go the way of long ones.
     first_depth, few = request.param
     monkeypatch.setattr(booleans, "_FIRST_DEPTH", first_depth)
     for module in (booleans, planner, view_module):
