@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -85,7 +85,7 @@ def new_deployment(request: pb.StartDeploymentRequest) -> NewDeployment:
     given = {
         name: getattr(request, name)
         for name in ("number_of_allocations", "threads_per_allocation", "queue_capacity")
-        if request.HasField(name)  # type: ignore[arg-type] # the names are the message's
+        if request.HasField(name)
     }
     return NewDeployment(request.model_id, request.deployment_id, **given)
 
@@ -112,7 +112,7 @@ def _config(config: pb.TextExpansionConfig) -> ExpansionConfig:
     )
 
 
-def _known(meanings: Mapping[int, Meaning], number: int, field: str) -> Meaning:
+def _known(meanings: Mapping[Any, Meaning], number: int, field: str) -> Meaning:
     """Read an enum: proto3 lets any number through."""
     if number not in meanings:
         raise invalid_field(field, f"{number} is none of its values.")
