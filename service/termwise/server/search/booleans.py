@@ -170,7 +170,8 @@ class SumList:
     """The documents that meet a condition, each with the sum of what its addends give (`ranking` has the arithmetic).
 
     `covered`: every document of the list has an addend. Otherwise those that have none score 0, and come last.
-    `whole_leaf`: the addend whose documents are all of the list, where there is one.
+    `whole_leaf`: the addend whose documents are all of the list, where there is one; if it is the only one, its `guard`
+    is its `where`.
     """
 
     scores_any = True
@@ -225,6 +226,8 @@ class SumList:
 
     def score(self, seq_nos: NDArray[np.int64]) -> NDArray[np.float64]:
         """Score documents, NaN for those not in the list."""
+        if self._covered and len(self._lists) == 1 and self._whole is not None:
+            return rounded(self._lists[0].source.score(seq_nos) * self._lists[0].weight)
         scores = np.full(len(seq_nos), np.nan)
         inside = self._view.holds(self._condition, seq_nos)
         chosen = seq_nos[inside]

@@ -6,7 +6,7 @@ lists: a boolean inside a boolean adds its leaves to the outer one, each under t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from termwise.server.search.booleans import Addend, Floor, LeafList, SumList
@@ -119,7 +119,8 @@ class Planner:
         if only is not None and only.leaf is not None:
             if only.weight == 1:
                 return LeafList(self.view, only.leaf, only.where, only.where, clause.condition)
-            return SumList(self.view, clause.condition, addends, covered=True, whole_leaf=only)
+            alone = replace(only, guard=only.where)
+            return SumList(self.view, clause.condition, [alone], covered=True, whole_leaf=alone)
         whole = next((each for each in addends if each.leaf is not None and _needs(clause, each.leaf)), None)
         return SumList(self.view, clause.condition, addends, covered=covered, whole_leaf=whole)
 
