@@ -31,8 +31,6 @@ from termwise.v1 import (
     search_pb2,
     search_pb2_grpc,
     sparse_vector_pb2,
-    trained_models_pb2,
-    trained_models_pb2_grpc,
 )
 
 if TYPE_CHECKING:
@@ -63,18 +61,6 @@ def server(data: Path) -> Iterator[grpc.Channel]:
         finally:
             process.terminate()
             process.wait(timeout=60)
-
-
-def default_model(channel: grpc.Channel, data: Path) -> Path:
-    """Download the default model through the server; give its folder."""
-    stub = trained_models_pb2_grpc.TrainedModelsStub(channel)
-    request = trained_models_pb2.PutTrainedModelRequest(
-        model_id=".splade_tiny", wait_for=trained_models_pb2.PutTrainedModelRequest.WAIT_FOR_READY
-    )
-    model = stub.PutTrainedModel(request, timeout=600).trained_model
-    if model.state != trained_models_pb2.TrainedModel.STATE_READY:
-        sys.exit(f"the default model could not be had: {model.error}")
-    return data / "data" / "models" / ".splade_tiny"
 
 
 def index(channel: grpc.Channel, collection: Collection) -> float:
@@ -157,8 +143,7 @@ def main() -> None:
     parser.add_argument("--synthetic", action="store_true", help="do not look for the real collection")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as channel:
-        model = None if arguments.synthetic else default_model(channel, Path(folder))
-        collection = vectors.load(arguments.documents, model=model)
+        collection = vectors.load(arguments.documents, real=not arguments.synthetic)
         seconds = index(channel, collection)
         compare(channel, collection, arguments.k, 20)  # warm
         rows = compare(channel, collection, arguments.k, arguments.queries)

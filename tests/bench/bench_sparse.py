@@ -1,10 +1,8 @@
 """Measures sparse search and writing of the tantivy backend, and checks every ranking against scipy.
 
-    python tests/bench/bench_sparse.py [--vectors FILE.npz] [--documents 100000] [--no-exact-path]
+    python tests/bench/bench_sparse.py [--documents 100000] [--synthetic] [--no-exact-path]
 
-FILE.npz holds documents as `indptr`, `indices`, `data` (CSR) and `tokens` (strings by index), and queries, where it has
-any, as `query_indptr`, `query_indices`, `query_data`. Without a file, vectors are SYNTHETIC: token frequencies follow
-Zipf's law, 140 tokens a document, 30 a query; figures from them say so.
+Where the real collection is not at hand (see `vectors`), vectors are synthetic, and figures from them say so.
 """
 
 from __future__ import annotations
@@ -18,56 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
+import vectors
 from termwise.storage.tantivy.store import TantivyStore
 from termwise.storage.types import Document, FieldKind, FieldSpec, IndexSchema, Put, Sparse, SparseVector, Terms
 
-_VOCABULARY = 30_000
 _BATCH = 1_000
 
 
-def synthetic(documents: int, queries: int) -> tuple[list[str], scipy.sparse.csr_matrix, scipy.sparse.csr_matrix]:
-    """Draw vectors whose tokens follow Zipf's law."""
-    rng = np.random.default_rng(7)
-    chances = 1 / (np.arange(_VOCABULARY) + 5.0)
-    chances /= chances.sum()
-
-    def draw(rows: int, tokens: int) -> scipy.sparse.csr_matrix:
-        starts, indices = [0], []
-        for _ in range(rows):
-            indices.append(np.unique(rng.choice(_VOCABULARY, int(tokens * 1.35), p=chances))[:tokens])
-            starts.append(starts[-1] + len(indices[-1]))
-        flat = np.concatenate(indices)
-        weights = (rng.gamma(2, 0.5, len(flat)) + 0.01).astype(np.float32)
-        return scipy.sparse.csr_matrix((weights, flat, starts), shape=(rows, _VOCABULARY))
-
-    return [f"token{number}" for number in range(_VOCABULARY)], draw(documents, 140), draw(queries, 30)
-
-
-def load(path: Path, documents: int, queries: int) -> tuple[list[str], Any, Any]:
-    """Read vectors from a file; where it has no queries, documents cut to their 30 heaviest tokens take that part."""
-    content = np.load(path, allow_pickle=False)
-    tokens = [str(token) for token in content["tokens"]]
-    width = len(tokens)
-    matrix = scipy.sparse.csr_matrix((content["data"], content["indices"], content["indptr"]))
-    matrix.resize((matrix.shape[0], width))
-    if "query_data" in content:
-        parts = (content["query_data"], content["query_indices"], content["query_indptr"])
-        asked = scipy.sparse.csr_matrix(parts)
-        asked.resize((asked.shape[0], width))
-        return tokens, matrix[:documents], asked[:queries]
-    rows = []
-    for row in np.linspace(0, matrix.shape[0] - 1, queries).astype(int):
-        line = matrix[row].tocoo()
-        best = np.argsort(-line.data)[:30]
-        rows.append(scipy.sparse.csr_matrix((line.data[best], ([0] * len(best), line.col[best])), shape=(1, width)))
-    return tokens, matrix[:documents], scipy.sparse.vstack(rows).tocsr()
-
-
-def vector(tokens: np.ndarray[Any, Any], row: scipy.sparse.csr_matrix) -> SparseVector:
-    """Make a vector of one row."""
-    order = np.lexsort((tokens[row.indices], -row.data))
-    return SparseVector(tuple(tokens[row.indices[order]].tolist()), row.data[order].astype(np.float32))
+def vector(words: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> SparseVector:
+    """Make a vector; `tokens` are places in `words`."""
+    order = np.lexsort((words[tokens], -weights))
+    return SparseVector(tuple(words[tokens[order]].tolist()), weights[order].astype(np.float32))
 
 
 def check(ranking: Any, scores: np.ndarray[Any, Any]) -> None:
@@ -93,19 +52,17 @@ def timed(call: Any, queries: list[Any]) -> str:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vectors", type=Path)
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--folder", type=Path, help="where the index goes; a temporary folder by default")
+    parser.add_argument("--synthetic", action="store_true")
     parser.add_argument("--no-exact-path", action="store_true")
     options = parser.parse_args()
-    sizes = options.documents, options.queries
-    tokens, documents, queries = load(options.vectors, *sizes) if options.vectors else synthetic(*sizes)
-    names = np.array(tokens, dtype=object)
-    label = options.vectors.name if options.vectors else "SYNTHETIC vectors (Zipf)"
+    collection = vectors.load(options.documents, real=not options.synthetic)
+    documents, queries = collection.documents, collection.queries[: options.queries]
+    words = np.array(collection.vocabulary, dtype=object)
     length = documents.nnz / documents.shape[0]
-    print(f"{label}: {documents.shape[0]:,} documents of {length:.0f} tokens, {queries.shape[0]} queries", end=" ")
-    print(f"of {queries.nnz / queries.shape[0]:.0f} tokens")
+    print(f"{collection.label}: {documents.shape[0]:,} documents of {length:.0f} tokens, {len(queries)} queries")
 
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     start = time.perf_counter()
@@ -114,8 +71,13 @@ def main() -> None:
     fields = {"vec": FieldSpec(FieldKind.SPARSE_VECTOR), "part": FieldSpec(FieldKind.INTEGER)}
     store.create("bench", IndexSchema(fields))
     index = store.open("bench")
+
+    def row(n: int) -> SparseVector:
+        part = slice(documents.indptr[n], documents.indptr[n + 1])
+        return vector(words, documents.indices[part], documents.data[part])
+
     puts = [
-        Put(Document(str(n), b'{"n": 1}', columns={"part": [n % 10]}, sparse={"vec": vector(names, documents[n])}))
+        Put(Document(str(n), b'{"n": 1}', columns={"part": [n % 10]}, sparse={"vec": row(n)}))
         for n in range(documents.shape[0])
     ]
     start = time.perf_counter()
@@ -124,11 +86,11 @@ def main() -> None:
     took = time.perf_counter() - start
     print(f"write: {len(puts) / took:,.0f} documents/s in batches of {_BATCH:,}")
 
-    leaves = [Sparse("vec", vector(names, queries[row])) for row in range(queries.shape[0])]
+    leaves = [Sparse("vec", vector(words, tokens, weights)) for tokens, weights in queries]
     reader = index.reader()
-    truth = (documents.astype(np.float64) @ queries.T.astype(np.float64)).toarray()
-    for row, leaf in enumerate(leaves):
-        check(reader.rank(leaf, 10), truth[:, row])
+    columns = documents.astype(np.float64).tocsc()
+    for leaf, (tokens, weights) in zip(leaves, queries, strict=True):
+        check(reader.rank(leaf, 10), columns[:, tokens] @ weights)
     print(f"exact: top 10 of {len(leaves)} queries equal scipy's")
     part = Terms("part", (3,))
     start = time.perf_counter()

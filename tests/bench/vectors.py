@@ -1,7 +1,7 @@
 """Sparse vectors to measure with: real ones of 100,000 Wikipedia passages where those are at hand, else synthetic ones.
 
 Real vectors are made once, by the default model, and kept in the user's cache. The collection is looked for in
-`$TERMWISE_BENCH_DATA`, then in `../shared/data`; the model's folder is fetched through the server's own repository.
+`$TERMWISE_BENCH_DATA`, then in `../shared/data`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from scipy import sparse
 from termwise.server.inference.base import ExpansionConfig, Side
 from termwise.server.inference.loader import load_encoder
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "fixtures"))
+from default_model import fetch_default_model  # noqa: E402 - it is no package
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("TERMWISE_BENCH_DATA", ROOT.parent / "shared" / "data"))
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "termwise" / "bench"
 QUERY_TOKENS = 30
@@ -39,14 +42,14 @@ class Collection:
     queries: list[tuple[np.ndarray, np.ndarray]]
 
 
-def load(count: int, *, model: Path | None = None) -> Collection:
-    """Give `count` documents: real ones where they can be had, encoded by the model in `model`; else synthetic ones."""
+def load(count: int, *, real: bool = True) -> Collection:
+    """Give `count` documents: real ones where wanted and to be had, else synthetic ones."""
     passages = DATA / "wiki-100k" / "corpus.jsonl.gz"
-    if not passages.exists() or model is None:
+    if not real or not passages.exists():
         return synthetic(count)
     file = CACHE / "wiki-100k-splade-tiny.npz"
     if not file.exists():
-        encode(passages, model, file)
+        encode(passages, fetch_default_model(), file)
     documents = sparse.load_npz(file)[:count].tocsr()
     vocabulary = (CACHE / "vocabulary.txt").read_text().split("\n")
     return Collection("wiki-100k", vocabulary, documents, list(real_queries()))
