@@ -10,7 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -202,7 +202,19 @@ class Service:
 
 
 def _load(folder: Path, config: ExpansionConfig, threads: int, *, precision: str, cache: Path) -> Encoder:
-    return load_encoder(folder, config, threads=threads, precision=precision, cache=cache)
+    encoder = load_encoder(folder, config, threads=threads, precision=precision, cache=cache)
+    _quieten_collector()
+    return encoder
+
+
+@lru_cache(maxsize=1)
+def _quieten_collector() -> None:
+    """Take what the first model brought with it (torch above all) out of the garbage collector's sight, once.
+
+    It would walk a million objects again and again, for a third of a second each time, while every call waits.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _pairing(metadata: MetadataStore) -> Callable[[str, str], bool]:
@@ -221,18 +233,8 @@ def _search_threads(wanted: int) -> int:
 
 async def _make_ready(deployments: Deployments, health: HealthServicer) -> None:
     await deployments.settled()
-    _quieten_collector()
     await health.ready()
     _log.info("ready")
-
-
-def _quieten_collector() -> None:
-    """Take what is there by now (torch above all) out of the garbage collector's sight.
-
-    It would walk a million objects again and again, for a tenth of a second each time, while every call waits.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _deployment_probe(deployments: Deployments) -> Probe:
