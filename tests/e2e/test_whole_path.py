@@ -224,6 +224,7 @@ def test_a_call_that_outlives_the_grace_is_cut_off(launch: Any, fresh: Path) -> 
     assert next(stream).id == "d0"
     assert midway.wait(30)
     assert server.stop(30) == 0
-    with pytest.raises(grpc.RpcError):
+    with pytest.raises(grpc.RpcError) as caught:
         next(stream)
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     gate.set()
