@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,15 @@ WINDOW = 1_000
 """Hits that each list gives to a fusion."""
 CONCURRENT_QUERIES = 4
 """Queries under way at once: two processors stay busy."""
+
+
+class Precision(StrEnum):
+    """Arithmetic of an encoder."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    AUTO = "auto"
+
 
 Run = dict[str, list[str]]
 """Ids of the hits, best first, by query id."""
@@ -67,6 +77,10 @@ def evaluate(
         str | None,
         typer.Option("--address", envvar="TERMWISE_ADDRESS", help="Address of a server; by default one is started."),
     ] = None,
+    precision: Annotated[
+        Precision,
+        typer.Option(help="Arithmetic of the server that is started; float32 gives the same on any processor."),
+    ] = Precision.FLOAT32,
     style: FormatOption = Format.TABLE,
 ) -> None:
     """Measure retrieval on collections: BM25, sparse, and both fused by rank (rrf) and by score (linear).
@@ -75,7 +89,8 @@ def evaluate(
     """
     measure = _measures()
     collections = [read_collection(folder) for folder in folders]
-    with nullcontext(address) if address else local_server() as at, connected(at) as client:
+    server = nullcontext(address) if address else local_server("--precision", precision.value)
+    with server as at, connected(at) as client:
         for collection in collections:
             rows = [row | measure(collection, run) | _size(collection) for row, run in runs(client, collection)]
             _print(collection, rows, style)

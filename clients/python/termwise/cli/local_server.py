@@ -25,8 +25,10 @@ POLL_SECONDS = 0.05
 
 
 @contextlib.contextmanager
-def local_server() -> Iterator[str]:
+def local_server(*flags: str) -> Iterator[str]:
     """Start a server and give its address; stop it and remove its data in the end, however that comes.
+
+    `flags` are more flags of its command line.
 
     Raises FailedPreconditionError where the server is not installed, UnavailableError where it does not start.
     """
@@ -39,7 +41,7 @@ def local_server() -> Iterator[str]:
         with log.open("wb") as output:
             # A session of its own: Ctrl-C reaches this process alone, which then stops the server in good order.
             server = subprocess.Popen(
-                [sys.executable, "-m", "termwise.server", *arguments],
+                [sys.executable, "-m", "termwise.server", *arguments, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
