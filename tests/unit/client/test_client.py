@@ -3,6 +3,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import grpc
 import pytest
 from termwise.client import AsyncClient, Client, Document, InvalidArgumentError, SparseVector
 from termwise.client.aio import AsyncDeployments, AsyncIndices, AsyncModels, AsyncPipelines
@@ -106,6 +107,26 @@ def test_pipelines_are_listed_by_id(server: Any, call: Any) -> None:
     server.script("Pipeline/ListPipelines", _answer(pipeline_pb2.ListPipelinesResponse(pipelines=[entry])))
 
     assert call(lambda client: client.pipelines.list())["p"].description == "d"
+
+
+def test_a_simulation_gives_documents_or_errors(server: Any, call: Any) -> None:
+    document = {"id": "1", "source_json": '{"n": 9007199254740993}'}
+    error = {"code": 3, "message": "no text", "processor_type": "inference", "processor_tag": "t"}
+    step = {"processor_type": "set", "tag": "s", "status": "STATUS_ERROR_IGNORED", "error": error}
+    results = [{"document": document, "steps": [step]}, {"error": error}]
+    server.script("Pipeline/SimulatePipeline", _answer(pipeline_pb2.SimulatePipelineResponse(results=results)))
+
+    came_through, failed = call(lambda client: client.pipelines.simulate("p", [{"source": {}}, {"source": {}}]))
+    call(lambda client: client.pipelines.simulate({"processors": []}, [{"source": {}}], verbose=True))
+
+    assert came_through.document.source == {"n": 9007199254740993}
+    assert came_through.error is None
+    assert (came_through.steps[0].status, came_through.steps[0].document) == ("error_ignored", None)
+    assert failed.document is None
+    assert (failed.error.code, failed.error.message) == (grpc.StatusCode.INVALID_ARGUMENT, "no text")
+    by_id, by_body = server.calls["Pipeline/SimulatePipeline"]
+    assert by_id.pipeline_id == "p"
+    assert by_body.HasField("pipeline")
 
 
 def test_a_download_is_a_stream_of_progress(server: Any, call: Any) -> None:

@@ -111,7 +111,7 @@ def get_document(
     """Show one document."""
     with connected(address) as client:
         document = client.indices.get_document(index, identifier, include_sparse_vectors=sparse_vector or ())
-    fields = _plain(document)
+    fields = document_fields(document)
     if style is Format.JSON:
         print_json(fields)
     else:
@@ -194,8 +194,11 @@ def _documents(lines: TextIO, name: str, id_field: str) -> Iterator[Document]:
         yield Document(body, identifier if isinstance(identifier, str) else json.dumps(identifier))
 
 
-def _plain(document: Document) -> dict[str, Any]:
-    fields: dict[str, Any] = {"id": document.id, "version": document.version, "source": document.source}
+def document_fields(document: Document) -> dict[str, Any]:
+    """Give a document as JSON; its version where it has one."""
+    fields: dict[str, Any] = {"id": document.id, "source": document.source}
+    if document.version:
+        fields["version"] = document.version
     if document.sparse_vectors:
         fields["sparse_vectors"] = {
             field: dataclasses.asdict(SparseVector.of(vector)) for field, vector in document.sparse_vectors.items()

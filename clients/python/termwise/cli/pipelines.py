@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 from termwise.cli.connect import connected
+from termwise.cli.indices import document_fields
 from termwise.cli.options import DEFAULT_ADDRESS, JSON_HELP, Address, Format, FormatOption, read_json
-from termwise.cli.output import make_table, print_done, print_json, print_list, print_one, stdout
+from termwise.cli.output import make_table, print_done, print_json, print_one, stdout
 from termwise.client.parsing import to_plain
+
+if TYPE_CHECKING:
+    from termwise.client import Simulation, SimulationStep
 
 app = typer.Typer(no_args_is_help=True, help="Store and try ingest pipelines.")
 
@@ -78,9 +83,28 @@ def simulate(
     given = pipeline if pipeline[:1] not in {"{", "@", "-"} else read_json(pipeline, "PIPELINE") or {}
     with connected(address) as client:
         results = client.pipelines.simulate(given, bodies, verbose=verbose)
-    columns = (
-        ("DOCUMENT", lambda result: json.dumps(to_plain(result.document), ensure_ascii=False)),
-        ("STEPS", lambda result: "\n".join(f"{s.processor_type} {s.tag}".strip() for s in result.steps)),
-        ("ERROR", lambda result: result.error.message),
-    )
-    print_list(results, columns, style)
+    if style is Format.JSON:
+        for result in results:
+            print_json(_fields(result) | {"steps": [_step(step) for step in result.steps]})
+        return
+    table = make_table("DOCUMENT", "STEPS", "ERROR")
+    for result in results:
+        document = json.dumps(document_fields(result.document), ensure_ascii=False) if result.document else ""
+        steps = "\n".join(f"{step.processor_type} {step.tag}: {step.status}" for step in result.steps)
+        table.add_row(Text(document), Text(steps), Text(result.error.message if result.error else ""))
+    stdout().print(table)
+
+
+def _step(step: SimulationStep) -> dict[str, Any]:
+    return {"processor_type": step.processor_type, "tag": step.tag, "status": step.status, **_fields(step)}
+
+
+def _fields(owner: Simulation | SimulationStep) -> dict[str, Any]:
+    """Give the document or the error, whichever there is."""
+    fields: dict[str, Any] = {}
+    if owner.document is not None:
+        fields["document"] = document_fields(owner.document)
+    if owner.error is not None:
+        error = owner.error
+        fields["error"] = {"code": error.code.name, "message": error.message, "processor_type": error.processor_type}
+    return fields

@@ -162,9 +162,14 @@ _BY_CODE: dict[grpc.StatusCode, type[TermwiseError]] = {
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
+def status_code(number: int) -> grpc.StatusCode:
+    """Give the status code of a number; UNKNOWN where there is none."""
+    return _CODES.get(number, grpc.StatusCode.UNKNOWN)
+
+
 def error_from_status(status: status_pb2.Status) -> TermwiseError:
     """Give the error that a `google.rpc.Status` describes: a call's, or that of one operation among many."""
-    code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
+    code = status_code(status.code)
     reason, metadata, resource, retry_delay = "", {}, None, None
     violations: list[FieldViolation] = []
     for detail in status.details:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from termwise.client.calls import LIFECYCLE_TIMEOUT, Paged, Unary
-from termwise.client.messages import document_message, is_repeatable, operation_message, vector_from, write_result
+from termwise.client.messages import document_from, document_message, is_repeatable, operation_message, write_result
 from termwise.client.parsing import parse
 from termwise.client.types import Document, JsonObject, MessageLike, Operation, VectorLike, WriteResult
 from termwise.v1 import document_pb2
@@ -143,7 +142,13 @@ def get_document(
         source_format=document_pb2.SOURCE_FORMAT_JSON,
         include_sparse_vectors=include_sparse_vectors,
     )
-    return Unary("Indices/GetDocument", request, _read_document, idempotent=True, timeout=timeout)
+    return Unary(
+        "Indices/GetDocument",
+        request,
+        lambda answer: document_from(answer.document, answer.version),
+        idempotent=True,
+        timeout=timeout,
+    )
 
 
 def delete_document(
@@ -187,14 +192,4 @@ def batch_index(
         lambda answer: [write_result(each) for each in answer.results],
         idempotent=all(is_repeatable(each) for each in messages),
         timeout=timeout,
-    )
-
-
-def _read_document(answer: pb.GetDocumentResponse) -> Document:
-    message = answer.document
-    return Document(
-        source=json.loads(message.source_json or "{}"),
-        id=message.id,
-        sparse_vectors={field: vector_from(vector) for field, vector in message.sparse_vectors.items()},
-        version=answer.version,
     )

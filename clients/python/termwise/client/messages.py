@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,16 @@ def document_message(document: Document | JsonObject, path: str) -> document_pb2
     for field, vector in document.sparse_vectors.items():
         message.sparse_vectors[field].CopyFrom(vector_message(vector, f"{path}.sparse_vectors.{field}"))
     return message
+
+
+def document_from(message: document_pb2.Document, version: int = 0) -> Document:
+    """Read a document that has its body as JSON text, or none."""
+    return Document(
+        source=json.loads(message.source_json or "{}"),
+        id=message.id,
+        sparse_vectors={field: vector_from(vector) for field, vector in message.sparse_vectors.items()},
+        version=version,
+    )
 
 
 def operation_message(operation: Operation | Document | JsonObject, path: str) -> indices_pb2.IndexOperation:

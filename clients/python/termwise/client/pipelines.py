@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from termwise.client.calls import Paged, Unary
-from termwise.client.messages import document_message
+from termwise.client.errors import status_code
+from termwise.client.messages import document_from, document_message
 from termwise.client.parsing import invalid, parse
+from termwise.client.types import Document, ProcessorError, Simulation, SimulationStep
 from termwise.v1 import pipeline_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from termwise.client.types import Document, JsonObject, MessageLike
+    from termwise.client.types import JsonObject, MessageLike
 
 
 def put_pipeline(pipeline_id: str, pipeline: MessageLike, *, timeout: float | None = None) -> Unary[pb.IngestPipeline]:
@@ -71,7 +73,7 @@ def simulate_pipeline(
     *,
     verbose: bool = False,
     timeout: float | None = None,
-) -> Unary[list[pb.SimulatePipelineResponse.Result]]:
+) -> Unary[list[Simulation]]:
     """Run documents through a pipeline and give what comes out, one result a document; nothing is indexed.
 
     Args:
@@ -89,5 +91,34 @@ def simulate_pipeline(
     else:
         request.pipeline.CopyFrom(parse(pipeline, pb.IngestPipeline, "pipeline"))
     return Unary(
-        "Pipeline/SimulatePipeline", request, lambda answer: list(answer.results), idempotent=True, timeout=timeout
+        "Pipeline/SimulatePipeline",
+        request,
+        lambda answer: [_simulation(each) for each in answer.results],
+        idempotent=True,
+        timeout=timeout,
     )
+
+
+def _simulation(result: pb.SimulatePipelineResponse.Result) -> Simulation:
+    steps = (
+        SimulationStep(
+            processor_type=step.processor_type,
+            tag=step.tag,
+            status=pb.SimulatePipelineResponse.Step.Status.Name(step.status).removeprefix("STATUS_").lower(),
+            document=_document(step),
+            error=_error(step),
+        )
+        for step in result.steps
+    )
+    return Simulation(document=_document(result), error=_error(result), steps=tuple(steps))
+
+
+def _document(owner: pb.SimulatePipelineResponse.Result | pb.SimulatePipelineResponse.Step) -> Document | None:
+    return document_from(owner.document) if owner.HasField("document") else None
+
+
+def _error(owner: pb.SimulatePipelineResponse.Result | pb.SimulatePipelineResponse.Step) -> ProcessorError | None:
+    if not owner.HasField("error"):
+        return None
+    error = owner.error
+    return ProcessorError(status_code(error.code), error.message, error.processor_type, error.processor_tag)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import Message
 
 if TYPE_CHECKING:
+    import grpc
     from termwise.client.errors import TermwiseError
 
 JsonObject = Mapping[str, Any]
@@ -223,6 +224,44 @@ class Inference:
     model_id: str
     fingerprint: str
     timings: InferenceTimings
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorError:
+    """Why a processor failed on a document."""
+
+    code: grpc.StatusCode
+    message: str
+    processor_type: str
+    processor_tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationStep:
+    """One step of a pipeline on one document.
+
+    Attributes:
+        processor_type: Its kind, such as "inference".
+        tag: Its tag.
+        status: "success", "error_ignored", "error" or "skipped".
+        document: The document afterwards; None where the step failed.
+        error: Why it failed.
+    """
+
+    processor_type: str
+    tag: str
+    status: str
+    document: Document | None
+    error: ProcessorError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """What a pipeline makes of one document: the document or the error, and each step where asked for."""
+
+    document: Document | None
+    error: ProcessorError | None
+    steps: tuple[SimulationStep, ...]
 
 
 MessageLike = Message | JsonObject
