@@ -54,6 +54,7 @@ _BERT = Architecture(
         "epsilon": "layer_norm_eps",
         "vocabulary": "vocab_size",
         "positions": "max_position_embeddings",
+        "types": "type_vocab_size",
     },
     embeddings={
         "word": "bert.embeddings.word_embeddings",
@@ -77,7 +78,7 @@ _BERT = Architecture(
         "decoder": "cls.predictions.decoder",
     },
     bias=("cls.predictions.bias", "cls.predictions.decoder.bias"),
-    defaults={"activation": "gelu", "epsilon": 1e-12},
+    defaults={"activation": "gelu", "epsilon": 1e-12, "types": 2},
 )
 
 _DISTILBERT = Architecture(
@@ -119,7 +120,8 @@ ARCHITECTURES = {each.name: each for each in (_BERT, _DISTILBERT)}
 class Dimensions:
     """A model's figures, in one set of words.
 
-    `epsilon` is that of its layer norms; `tied`: the decoder's matrix is the embedding's.
+    `epsilon` is that of its layer norms; `tied`: the decoder's matrix is the embedding's; `types`: how many kinds of
+    segments it tells apart, 0 where it tells none.
     """
 
     hidden: int
@@ -131,6 +133,7 @@ class Dimensions:
     vocabulary: int
     positions: int
     tied: bool
+    types: int = 0
 
 
 def find_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -198,6 +201,8 @@ def tensor_shapes(architecture: Architecture, dimensions: Dimensions) -> dict[st
 
     shapes[f"{architecture.embeddings['word']}.weight"] = (dimensions.vocabulary, hidden)
     shapes[f"{architecture.embeddings['position']}.weight"] = (dimensions.positions, hidden)
+    if "type" in architecture.embeddings:
+        shapes[f"{architecture.embeddings['type']}.weight"] = (dimensions.types, hidden)
     norm(architecture.embeddings["norm"])
     for number in range(dimensions.layers):
         names = {part: name.format(layer=number) for part, name in architecture.layer.items()}

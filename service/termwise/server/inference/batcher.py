@@ -17,6 +17,7 @@ from termwise.server.errors import (
 )
 from termwise.server.inference.admission import Call, Entry, Queue
 from termwise.server.inference.base import Encoder, Expansion, InferenceTimings, Side, TokenizedText
+from termwise.server.inference.hardware import set_compute_threads, yield_to_others
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,8 +163,7 @@ class Batcher:
     # From here on: the workers' threads.
 
     def _work(self) -> None:
-        from termwise.server.inference.hardware import set_compute_threads  # noqa: PLC0415 - imports torch
-
+        yield_to_others()
         set_compute_threads(self._threads)
         while entries := self._next():
             self._run(entries)

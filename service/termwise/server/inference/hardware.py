@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import threading
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 _THREADS_LOCK = threading.Lock()
+_NICE = 5
 
 
 def set_compute_threads(threads: int) -> int:
@@ -25,6 +27,17 @@ def set_compute_threads(threads: int) -> int:
     with _THREADS_LOCK:
         torch.set_num_threads(threads)
         return torch.get_num_threads()
+
+
+def yield_to_others() -> None:
+    """Let the rest of the server run before the calling thread where both want a processor.
+
+    An encoder that keeps all processors busy must not hold up health checks and searches (measured on two cores with
+    both saturated: 12 to 20 ms in the 99th percentile of health, 20 to 23 without). An idle processor is used in full.
+    """
+    if sys.platform == "linux":
+        # On Linux a nice value belongs to a thread. Lowering one's priority is always allowed.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 @cache

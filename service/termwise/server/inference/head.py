@@ -39,17 +39,18 @@ class PooledHead:
         dimensions: Dimensions,
         bias: str,
         dtype: torch.dtype,
+        body_dtype: torch.dtype,
     ) -> None:
-        """Lay the weights out; `tensor` gives one by name, in float32."""
+        """Lay the weights out; `tensor` gives one by name, in float32. The transform has the body's precision."""
         names = architecture.head
         self._transform = make_linear(
             tensor(f"{names['transform']}.weight"),
             tensor(f"{names['transform']}.bias"),
-            dtype,
+            body_dtype,
             ACTIVATIONS[dimensions.activation],
         )
         weight, shift = tensor(f"{names['norm']}.weight"), tensor(f"{names['norm']}.bias")
-        self._norm = Norm(weight, shift, dimensions.epsilon, dtype)
+        self._norm = Norm(weight, shift, dimensions.epsilon, body_dtype)
         decoder = architecture.embeddings["word"] if dimensions.tied else names["decoder"]
         matrix, biases = tensor(f"{decoder}.weight"), tensor(bias)
         self._dtype = dtype
@@ -72,7 +73,7 @@ class PooledHead:
             `[texts, vocabulary]`, the largest logit, bias included, in float32.
 
         """
-        x = self._norm(self._transform(x))
+        x = self._norm(self._transform(x)).to(self._dtype)
         largest = torch.empty(sum(group.count for group in groups), self._vocabulary, dtype=self._dtype)
         if x.shape[0] <= _FEW_TOKENS and self._whole is not None:
             _pool(self._whole(x), groups, largest)

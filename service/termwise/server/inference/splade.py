@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # bfloat16 and within 5 % of it in float32; 4,096 lose 10 % in float32, since a chunk's logits leave the cache.
 _BATCH_TOKENS = 2048
 
+# Up to this width the layers stay in float32, whatever the precision: the head is nearly all of the work, so bfloat16
+# layers gain nothing, and they make two thirds of the drift (measured with 128: weights off by .0078 against .0027).
+_NARROW = 128
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NO_IDS = np.empty(0, dtype=np.int64)
 _NO_WEIGHTS = np.empty(0, dtype=np.float32)
@@ -48,9 +52,10 @@ class SpladeEncoder:
         """Lay the weights out. `tensors` are the model's in float32, by today's names."""
         dtype = DTYPES[precision]
         architecture, dimensions = folder.architecture, folder.dimensions
+        body_dtype = torch.float32 if dimensions.hidden <= _NARROW else dtype
         with torch.inference_mode():
-            self._body = Body(tensors.__getitem__, architecture, dimensions, dtype)
-            self._head = PooledHead(tensors.__getitem__, architecture, dimensions, folder.bias, dtype)
+            self._body = Body(tensors.__getitem__, architecture, dimensions, body_dtype)
+            self._head = PooledHead(tensors.__getitem__, architecture, dimensions, folder.bias, dtype, body_dtype)
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer.vocabulary)
         self._fingerprints = fingerprints
