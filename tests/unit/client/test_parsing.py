@@ -103,7 +103,7 @@ def test_maps_are_checked_too() -> None:
     mapping = {"properties": {"title": {"text": {"analyzer": "english"}}, "n": {"integer": {}}}}
     assert parse(mapping, indices_pb2.Mapping, "mapping").properties["title"].text.analyzer == "english"
 
-    with pytest.raises(InvalidArgumentError, match=r'mapping\.properties\.n: there is no "int"'):
+    with pytest.raises(InvalidArgumentError, match=r'mapping\.properties\["n"\]: there is no "int"'):
         parse({"properties": {"n": {"int": {}}}}, indices_pb2.Mapping, "mapping")
     with pytest.raises(InvalidArgumentError, match=r"mapping\.properties: expected an object, got list"):
         parse({"properties": []}, indices_pb2.Mapping, "mapping")
@@ -153,8 +153,8 @@ def test_json_text_travels_as_it_is() -> None:
         (Document({"x": "\ud800"}), "d.source"),
         (Document([1]), "d.source"),  # type: ignore[arg-type]
         (Document({}, 7), "d.id"),  # type: ignore[arg-type]
-        (Document({}, "1", {"v": {"a": "heavy"}}), "d.sparse_vectors.v"),  # type: ignore[dict-item]
-        (Document({}, "1", {"v": ["a"]}), "d.sparse_vectors.v"),  # type: ignore[dict-item]
+        (Document({}, "1", {"v": {"a": "heavy"}}), 'd.sparse_vectors["v"]'),  # type: ignore[dict-item]
+        (Document({}, "1", {"v": ["a"]}), 'd.sparse_vectors["v"]'),  # type: ignore[dict-item]
         ({"id": "1", "body": {}}, "d"),
         ({"id": "1", "source": [1]}, "d.source"),
         ("text", "d"),

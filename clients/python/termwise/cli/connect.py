@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the context names."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
         except TermwiseError as error:
             fail(describe(error))
             raise typer.Exit(1) from error
@@ -33,6 +35,7 @@ class Commands(TyperGroup):
         except OSError as error:
             fail(str(error))
             raise typer.Exit(1) from error
+        return result
 
 
 @contextmanager

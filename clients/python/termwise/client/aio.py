@@ -287,7 +287,7 @@ class AsyncIndices(_Service):
         """Write any number of documents over one stream, as `Indices.bulk` does; `documents` may be asynchronous."""
         check_items(documents)
         session = BulkSession(index, pipeline, self._connection.max_message_bytes, on_progress)
-        await self._connection.bulk(session, documents, Attempts(self._connection.retry, unlimited(timeout)))
+        await self._connection.bulk(session, documents, Attempts(self._connection.retry.patient(), unlimited(timeout)))
         return session.conclude(raise_on_failure=raise_on_failure)
 
 

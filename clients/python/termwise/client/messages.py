@@ -68,7 +68,7 @@ def document_message(document: Document | JsonObject, path: str) -> document_pb2
         id=utf8(document.id, f"{path}.id"), source_json=json_text(document.source, f"{path}.source")
     )
     for field, vector in document.sparse_vectors.items():
-        message.sparse_vectors[field].CopyFrom(vector_message(vector, f"{path}.sparse_vectors.{field}"))
+        message.sparse_vectors[field].CopyFrom(vector_message(vector, f'{path}.sparse_vectors["{field}"]'))
     return message
 
 

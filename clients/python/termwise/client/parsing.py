@@ -105,7 +105,7 @@ def _field(value: Any, field: FieldDescriptor, path: str, depth: int) -> Any:
         if not isinstance(value, Mapping):
             raise invalid(path, f"expected an object, got {_name(value)}")
         entry = message.fields_by_name["value"]
-        return {key: _field(item, entry, f"{path}.{key}", depth) for key, item in value.items()}
+        return {key: _field(item, entry, f'{path}["{key}"]', depth) for key, item in value.items()}
     if field.is_repeated:
         if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
             raise invalid(path, f"expected a list, got {_name(value)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from termwise.client.errors import ResourceExhaustedError, TermwiseError, UnavailableError
@@ -33,6 +33,10 @@ class RetryPolicy:
     initial_delay: float = 0.1
     multiplier: float = 2.0
     max_delay: float = 5.0
+
+    def patient(self) -> RetryPolicy:
+        """Give the policy of a stream: twice the tries, so that it outlasts a restart of the server."""
+        return self if self.attempts == 1 else replace(self, attempts=2 * self.attempts)
 
     def delay(self, error: TermwiseError, *, attempt: int, remaining: float, jitter: float) -> float | None:
         """Give the seconds to wait after try number `attempt` (from 1) failed; None: give up.

@@ -234,7 +234,8 @@ class Indices(_Service):
         """Write any number of documents over one stream, slowed down to what the server takes.
 
         Where the connection breaks, the stream is opened again and unacknowledged puts with an id are sent again;
-        anything else that was under way is reported as a failure (`OUTCOME_UNKNOWN`).
+        anything else that was under way is reported as a failure (`OUTCOME_UNKNOWN`). It is given up after twice the
+        tries of a call without an acknowledgement.
 
         Args:
             index: The index.
@@ -246,7 +247,7 @@ class Indices(_Service):
         """
         check_items(documents)
         session = BulkSession(index, pipeline, self._connection.max_message_bytes, on_progress)
-        self._connection.bulk(session, documents, Attempts(self._connection.retry, unlimited(timeout)))
+        self._connection.bulk(session, documents, Attempts(self._connection.retry.patient(), unlimited(timeout)))
         return session.conclude(raise_on_failure=raise_on_failure)
 
 
