@@ -211,3 +211,11 @@ def test_the_demo_ends_with_its_line_in_under_four_minutes(tmp_path: Path) -> No
     assert out.count("expected: ") == 8
     assert time.monotonic() - started < 240
     assert not _servers(tmp_path)
+
+
+def test_health_is_an_exit_status(termwise: Callable[..., Any], server: Any) -> None:
+    assert termwise("health", "liveness") == [{"service": "liveness", "status": "SERVING"}]
+    for service, address in (("deployment/absent", server.address), ("liveness", "127.0.0.1:1")):
+        done = CliRunner().invoke(app, ["health", service, "--address", address])
+        assert done.exit_code == 1
+        assert done.stderr.startswith("error: ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typer
-from termwise.cli import demo, deployments, evaluate, indices, models, pipelines, search, serve
+from termwise.cli import demo, deployments, evaluate, health, indices, models, pipelines, search, serve
 from termwise.cli.connect import Commands
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command(
     "serve", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
 )(serve.serve)
+app.command("health")(health.health)
 app.add_typer(models.app, name="models")
 app.add_typer(deployments.app, name="deployments")
 app.add_typer(pipelines.app, name="pipelines")

@@ -10,7 +10,7 @@ def app() -> None:
     try:
         from termwise.cli.commands import app as commands  # noqa: PLC0415 - typer and rich are an extra
     except ModuleNotFoundError as error:
-        if error.name not in {"rich", "typer"}:
+        if error.name not in {"rich", "typer", "grpc_health"}:
             raise
-        sys.exit("error: the termwise command needs typer and rich; run: pip install 'termwise[cli]'")
+        sys.exit("error: the termwise command needs more than the client; run: pip install 'termwise[cli]'")
     commands()
