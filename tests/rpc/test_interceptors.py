@@ -39,6 +39,10 @@ def varint(number: int) -> bytes:
     return out + bytes([number])
 
 
+class PanicError(BaseException):
+    """Like what a panic of a library in Rust becomes: no Exception."""
+
+
 class Echo:
     """A service of all four kinds whose requests say what it does: give them back, or fail by the name of an error."""
 
@@ -58,6 +62,8 @@ class Echo:
             case "bug":
                 msg = "the secret"
                 raise RuntimeError(msg)
+            case "panic":
+                raise PanicError("the secret")
             case "long":
                 raise errors.invalid_field("ü" * 20_000, "ü" * 20_000)
             case "large":
@@ -162,11 +168,14 @@ async def test_a_full_queue_says_when_to_retry(echo: Any, details_of: Any) -> No
     assert found["RetryInfo"].retry_delay.ToMilliseconds() == 250
 
 
+@pytest.mark.parametrize("bug", ["bug", "panic"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_bug_is_internal_and_its_traceback_stays_in_the_log(echo: Any, details_of: Any, kind: str) -> None:
+async def test_a_bug_is_internal_and_its_traceback_stays_in_the_log(
+    echo: Any, details_of: Any, kind: str, bug: str
+) -> None:
     _, channel = echo
     with structlog.testing.capture_logs() as lines, pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call(channel, kind, text("bug"))
+        await call(channel, kind, text(bug), timeout=30)
     found = details_of(caught.value)
     assert found["code"] == grpc.StatusCode.INTERNAL
     error_id = found["ErrorInfo"].metadata["error_id"]

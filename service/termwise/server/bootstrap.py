@@ -14,10 +14,10 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from termwise.server.errors import NotFoundError
+from termwise.server.errors import FailedPreconditionError, NotFoundError
 from termwise.server.indices.catalog import Indices
 from termwise.server.inference.loader import inspect_model, load_encoder
-from termwise.server.ingest.bulk import Bulk
+from termwise.server.ingest.bulk import Bulk, BulkLimits
 from termwise.server.ingest.pipelines import Pipelines
 from termwise.server.ingest.writing import Writer
 from termwise.server.metadata.folder import DataFolder
@@ -151,19 +151,21 @@ class Service:
             keepalive_seconds=settings.keepalive_seconds,
         )
         writer = Writer(indices, pipelines)
+        limits = BulkLimits(outstanding_operations=settings.bulk_outstanding_operations)
         add_services(
             server,
             trained_models=TrainedModelsServicer(catalog, deployments),
             pipeline=PipelineServicer(pipelines),
-            indices=IndicesServicer(indices, writer, Bulk(writer)),
+            indices=IndicesServicer(indices, writer, Bulk(writer, limits)),
             search=SearchServicer(Searcher(indices, deployments, searching, _pairing(metadata))),
             health=health,
         )
         self.port = listen(server, settings.host, settings.port)
+        # Before the port answers: a deployment that shall run is known, as STARTING, to the first call.
+        await deployments.restore()
         await server.start()
         self._server, self._health = server, health
         stack.push_async_callback(server.stop, None)
-        await deployments.restore()
         ready = asyncio.create_task(_make_ready(deployments, health))
         stack.callback(ready.cancel)
 
@@ -274,18 +276,31 @@ async def serve_until_stopped(settings: Settings) -> None:
         loop.add_signal_handler(number, on_signal)
     service = Service(settings)
     await service.start()
-    where = address(settings.host, service.port)
-    if settings.port_file is not None:
-        await asyncio.to_thread(_write_port, settings.port_file, service.port)
-    _log.info(f"listening on {where}", address=where, data=str(settings.data), storage=settings.storage)
-    await stopped.wait()
-    _log.info("stopping", grace_seconds=settings.grace_seconds)
-    await service.stop(settings.grace_seconds, hurried)
+    try:
+        where = address(settings.host, service.port)
+        if settings.port_file is not None:
+            await asyncio.to_thread(_write_port, settings.port_file, service.port)
+        _log.info(f"listening on {where}", address=where, data=str(settings.data), storage=settings.storage)
+        await stopped.wait()
+        _log.info("stopping", grace_seconds=settings.grace_seconds)
+    finally:
+        await service.stop(settings.grace_seconds, hurried)
     _log.info("stopped")
 
 
 def _write_port(file: Path, port: int) -> None:
-    """Write the port so that a reader never sees half of it."""
+    """Write the port so that a reader never sees half of it.
+
+    Raises:
+        FailedPreconditionError: it cannot be written there.
+
+    """
     draft = file.with_name(f".{file.name}.new")
-    draft.write_text(f"{port}\n", "ascii")
-    draft.replace(file)
+    try:
+        draft.write_text(f"{port}\n", "ascii")
+        draft.replace(file)
+    except OSError as error:
+        raise FailedPreconditionError(
+            f'Port file "{file}" cannot be written: {error.strerror}. Give another with --port-file.',
+            reason="PORT_FILE_UNWRITABLE",
+        ) from error

@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         20.0, ge=0, le=3600, description="How long running calls may go on after SIGTERM, in seconds."
     )
+    bulk_outstanding_operations: int = Field(
+        1024,
+        ge=1,
+        le=65_536,
+        description="Operations of one bulk stream that may wait for their acknowledgement; beyond, it is slowed down.",
+    )
     search_threads: int = Field(
         0, ge=0, le=1024, description="Threads that search and read, apart from writes. 0: one a processor, 2 at least."
     )

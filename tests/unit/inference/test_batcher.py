@@ -35,8 +35,12 @@ class Gate:
         assert self.opened.wait(30)
 
 
+class PanicError(BaseException):
+    """Like what a panic of a library in Rust becomes: no Exception."""
+
+
 class PickyEncoder(FakeEncoder):
-    """Fails on the word "broken" in the model, and refuses the word "refused" in the tokenizer."""
+    """Fails on the words "broken", "panic" and "lost" in the model; refuses "refused" in the tokenizer."""
 
     def tokenize(self, texts: Sequence[str], side: Side) -> list[TokenizedText]:
         if any("refused" in text for text in texts):
@@ -48,7 +52,9 @@ class PickyEncoder(FakeEncoder):
         if any("broken" in expansion.tokens for expansion in expansions):
             message = "a shape does not fit"
             raise RuntimeError(message)
-        return expansions
+        if any("panic" in expansion.tokens for expansion in expansions):
+            raise PanicError("index out of bounds")
+        return expansions[1:] if any("lost" in expansion.tokens for expansion in expansions) else expansions
 
 
 @asynccontextmanager
@@ -222,10 +228,20 @@ async def test_passed_deadline_fails_in_the_queue_and_never_reaches_the_model() 
         assert ran(encoder) == ["first", "in time"]
 
 
-async def test_model_error_fails_its_batch_alone_and_the_worker_survives() -> None:
+@pytest.mark.parametrize(
+    ("word", "error", "message"),
+    [
+        ("broken", RuntimeError, "a shape does not fit"),
+        ("panic", RuntimeError, "PanicError: index out of bounds"),
+        ("lost", ValueError, "shorter"),
+    ],
+)
+async def test_model_error_fails_its_batch_alone_and_the_worker_survives(
+    word: str, error: type[Exception], message: str
+) -> None:
     async with running(PickyEncoder()) as batcher:
-        with pytest.raises(RuntimeError, match="a shape does not fit"):
-            await words(batcher, "broken")
+        with pytest.raises(error, match=message):
+            await words(batcher, word)
         assert await words(batcher, "fine") == [{"fine"}]
         assert batcher.allocation_count == 1
         assert batcher.pending == 0

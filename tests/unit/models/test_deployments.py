@@ -48,6 +48,10 @@ async def listed(life: Any, deployment_id: str = "mine") -> None:
         await asyncio.sleep(0)
 
 
+class PanicError(BaseException):
+    """Like what a panic of a library in Rust becomes: no Exception."""
+
+
 def held_load(event: threading.Event) -> Callable[[], FakeEncoder]:
     def load() -> FakeEncoder:
         assert event.wait(30)
@@ -149,15 +153,40 @@ async def test_a_failed_download_fails_the_deployment(life: Any) -> None:
         await life.deployments.start(CONTEXT, NewDeployment("mine", "again"))
 
 
+async def test_a_download_that_is_tried_again_revives_what_had_failed_for_want_of_it(live: Any) -> None:
+    life = live()
+    life.repository.failures.append(UnavailableError("No network."))
+    life.repository.go.set()
+    await life.catalog.put(CONTEXT, NewModel("mine", "held://x"))
+    with pytest.raises(FailedPreconditionError, match="No network"):
+        await life.deployments.start(CONTEXT, NewDeployment("mine", "one"))
+    with pytest.raises(FailedPreconditionError, match="The deployment starts once the model is there"):
+        await life.deployments.expand(CONTEXT, "one", ["x"], None)
+    await life.end()
+
+    life = live()
+    await life.restore()
+    await life.deployments.settled()
+    assert life.deployments.get("one").state is DeploymentState.FAILED
+    life.repository.go.set()
+    async for _ in life.catalog.download(CONTEXT, "mine"):
+        pass
+    await life.deployments.settled()
+    revived = life.deployments.get("one")
+    assert (revived.state, revived.error) == (DeploymentState.STARTED, "")
+    assert (await life.deployments.expand(CONTEXT, "one", ["x"], None)).model_id == "mine"
+
+
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
         (FailedPreconditionError("Its vectors differ."), "Its vectors differ."),
+        (PanicError("secret"), r"could not be loaded \(PanicError\)"),
         (RuntimeError("secret"), r"could not be loaded \(RuntimeError\)"),
         (MemoryError(), "not enough memory"),
     ],
 )
-async def test_a_failed_load_is_told_and_can_be_tried_again(ready: Any, failure: Exception, message: str) -> None:
+async def test_a_failed_load_is_told_and_can_be_tried_again(ready: Any, failure: BaseException, message: str) -> None:
     def fail() -> FakeEncoder:
         raise failure
 

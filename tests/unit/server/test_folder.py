@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,7 @@ from termwise.server.errors import FailedPreconditionError
 from termwise.server.metadata.folder import FORMAT_VERSION, DataFolder
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 def test_a_new_folder_is_laid_out(tmp_path: Path) -> None:
@@ -88,6 +90,47 @@ def test_a_volume_mounted_for_models_is_no_somebody_else(tmp_path: Path) -> None
     (tmp_path / "models").mkdir()
     (tmp_path / "lost+found").mkdir()
     DataFolder.open(tmp_path).close()
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """Let no file of this process grow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told_by_name(tmp_path: Path, full_disk: None) -> None:
+    del full_disk
+    with pytest.raises(FailedPreconditionError, match="cannot be written: File too large"):
+        DataFolder.open(tmp_path)
+
+
+@pytest.fixture
+def laid_out(tmp_path: Path) -> Path:
+    DataFolder.open(tmp_path).close()
+    return tmp_path
+
+
+def test_a_folder_opens_on_a_full_disk(laid_out: Path, full_disk: None) -> None:
+    del full_disk
+    DataFolder.open(laid_out).close()
+
+
+def test_each_folder_is_entered_in_the_one_above_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    with DataFolder.open(tmp_path / "a" / "data") as folder:
+        folder.indices("tantivy")
+    above = [tmp_path, tmp_path / "a", tmp_path / "a" / "data", tmp_path / "a" / "data" / "indices"]
+    assert set(map(str, above)) <= set(synced)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

@@ -166,6 +166,12 @@ def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:
     assert caught.value.metadata["known_schema_version"] in caught.value.message
 
 
+def test_a_file_that_cannot_be_opened_is_not_called_broken(tmp_path: Path) -> None:
+    (tmp_path / "m.sqlite").mkdir()
+    with pytest.raises(FailedPreconditionError, match="cannot be used: unable to open"):
+        MetadataStore(tmp_path / "m.sqlite")
+
+
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.sqlite"
     path.write_bytes(b"not a database, and long enough to be looked at " * 20)

@@ -191,7 +191,10 @@ class Batcher:
             # Cutting takes a while: whoever left meanwhile is not run.
             ready = [pair for pair in tokenized if pair[0].call not in failures and not pair[0].call.is_dead(cut)]
             expansions = self._encoder.encode([text for _, text in ready], side) if ready else []
-        except Exception as error:  # noqa: BLE001 - it goes to the callers
+            pairs = list(zip(ready, expansions, strict=True))
+        except BaseException as caught:  # noqa: BLE001 - it goes to the callers; the worker goes on
+            # A panic of a library in Rust is no Exception; as one it ends their calls as any other bug does.
+            error = caught if isinstance(caught, Exception) else RuntimeError(f"{type(caught).__name__}: {caught}")
             failures |= {entry.call: error for entry in entries if entry.call not in failures}
             self._deliver([], failures)
             return
@@ -201,7 +204,7 @@ class Batcher:
         finished = []
         # Under the lock, since other workers may hold texts of the same calls.
         with self._changed:
-            for (entry, _), expansion in zip(ready, expansions, strict=True):
+            for (entry, _), expansion in pairs:
                 call = entry.call
                 call.results[entry.position] = expansion
                 call.left -= 1

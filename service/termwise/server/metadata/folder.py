@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
@@ -42,19 +43,23 @@ class DataFolder:
 
         """
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            return cls._open(path)
+        except OSError as error:
             raise FailedPreconditionError(
                 f'Data folder "{path}" cannot be written: {error.strerror}. Give another with --data.',
                 reason="DATA_FOLDER_UNWRITABLE",
             ) from error
+
+    @classmethod
+    def _open(cls, path: Path) -> Self:
+        _make_durably(path)
+        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _hold(path, lock)
             _check_format(path)
             folder = cls(path, lock)
-            folder.models.mkdir(exist_ok=True)
-            folder.cache.mkdir(exist_ok=True)
+            _make_durably(folder.models)
+            _make_durably(folder.cache)
         except BaseException:
             os.close(lock)
             raise
@@ -78,7 +83,7 @@ class DataFolder:
     def indices(self, backend: str) -> Path:
         """Folder of a storage backend; made where it is absent."""
         folder = self.path / "indices" / backend
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_durably(folder)
         return folder
 
     def close(self) -> None:
@@ -107,8 +112,9 @@ def _hold(path: Path, lock: int) -> None:
             reason="DATA_FOLDER_HELD",
             metadata={"data": str(path)} | ({"process": holder} if holder.isdigit() else {}),
         ) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    with suppress(OSError):  # a full disk; who holds the folder is good to know and no more
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
 
 def _check_format(path: Path) -> None:
@@ -151,7 +157,20 @@ def _write_durably(file: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     draft.replace(file)
-    directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(file.parent)
+
+
+def _make_durably(folder: Path) -> None:
+    """Make a folder and those above it, so that what is written into it outlives a power cut."""
+    if folder.is_dir():
+        return
+    _make_durably(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:

@@ -94,7 +94,7 @@ class MetadataStore:
         """Open the file, make it where it is absent, and bring its schema up to date.
 
         Raises:
-            FailedPreconditionError: a newer release wrote it.
+            FailedPreconditionError: a newer release wrote it, it cannot be opened, or another program keeps it locked.
             DataLossError: it is no SQLite file, or broken.
             ResourceExhaustedError: the disk is full.
 
@@ -106,6 +106,13 @@ class MetadataStore:
         try:
             with self._write() as connection:
                 _migrate(connection, path)
+        except sa.exc.OperationalError as error:
+            self.close()
+            raise FailedPreconditionError(
+                f'Metadata file "{path}" cannot be used: {error.orig}. Close what else has it open, and see that '
+                "the server may write it.",
+                reason="METADATA_UNUSABLE",
+            ) from error
         except sa.exc.DatabaseError as error:
             self.close()
             raise DataLossError(

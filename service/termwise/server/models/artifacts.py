@@ -32,6 +32,9 @@ _MAX_DEPTH: Final = 2
 _DRAFT_PREFIX: Final = "draft~"
 """Begins the names of folders in the making. No identifier holds a "~", so none is ever a model's."""
 
+_FOREIGN: Final = "lost+found"
+"""What ext4 puts at the root of a volume, which the folder of models may be."""
+
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -164,7 +167,7 @@ def remove(target: Path) -> None:
 
 def sweep(models: Path, keep: Collection[str]) -> list[str]:
     """Remove whatever stands in the folder of models without being one of `keep`, and give the names."""
-    stray = sorted(entry.name for entry in models.iterdir() if entry.name not in keep)
+    stray = sorted(entry.name for entry in models.iterdir() if entry.name not in {*keep, _FOREIGN})
     for name in stray:
         path = models / name
         if path.is_dir() and not path.is_symlink():

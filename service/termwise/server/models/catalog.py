@@ -26,7 +26,7 @@ from termwise.server.models.requests import ModelWait, check_model
 from termwise.server.models.waiting import Steps, within
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from termwise.server.context import RequestContext
@@ -81,8 +81,23 @@ class ModelCatalog:
         self._steps = Steps()
         self._deleting: set[str] = set()
         self._downloads = Downloads(
-            store, folder, repositories=self._repositories, inspect=inspect, packaged=packaged, names=self.names
+            store,
+            folder,
+            repositories=self._repositories,
+            inspect=inspect,
+            packaged=packaged,
+            names=self.names,
+            on_ready=self._tell_ready,
         )
+        self._listeners: list[Callable[[str], None]] = []
+
+    def when_ready(self, tell: Callable[[str], None]) -> None:
+        """Have `tell` called, on the event loop, with the id of each model whose download ends well."""
+        self._listeners.append(tell)
+
+    def _tell_ready(self, model_id: str) -> None:
+        for tell in self._listeners:
+            tell(model_id)
 
     def folder(self, model_id: str) -> Path:
         """Give the folder of a READY model's files."""

@@ -64,6 +64,7 @@ class Deployments:
         self._steps = Steps()
         self._runners: dict[str, Runner] = {}
         self._closing = False
+        catalog.when_ready(self._revive)
 
     async def start(
         self, context: RequestContext, new: NewDeployment, wait: DeploymentWait = DeploymentWait.STARTED
@@ -113,9 +114,19 @@ class Deployments:
 
     def _begin(self, record: DeploymentRecord) -> Runner:
         runner = self._runners[record.deployment_id] = Runner(record)
+        self._launch(runner)
+        return runner
+
+    def _launch(self, runner: Runner) -> None:
+        runner.failure = None
         self._move(runner, DeploymentState.STARTING)
         runner.starting = asyncio.create_task(self._run(runner))
-        return runner
+
+    def _revive(self, model_id: str) -> None:
+        """Start again what had FAILED for want of a model that is there now."""
+        for runner in self._runners.values():
+            if runner.record.model_id == model_id and runner.state is DeploymentState.FAILED:
+                self._launch(runner)
 
     async def _run(self, runner: Runner) -> None:
         """Bring a deployment from STARTING to STARTED or FAILED."""
@@ -133,7 +144,9 @@ class Deployments:
                 queue_capacity=record.queue_capacity,
             )
             runner.batcher.start()
-        except Exception as caught:  # noqa: BLE001 - whatever happens, the deployment says that it failed
+        except asyncio.CancelledError:
+            raise
+        except BaseException as caught:  # noqa: BLE001 - whatever happens (a panic in Rust is no Exception), it says so
             runner.failure = _explain(record, caught)
             if runner.batcher is not None:
                 await runner.batcher.close()  # some of its threads could not be started
@@ -287,7 +300,7 @@ class Deployments:
         return runner
 
 
-def _explain(record: DeploymentRecord, caught: Exception) -> TermwiseError:
+def _explain(record: DeploymentRecord, caught: BaseException) -> TermwiseError:
     if isinstance(caught, TermwiseError):
         return caught
     _log.error("deployment_broke", deployment=record.deployment_id, exc_info=caught)

@@ -108,14 +108,16 @@ class Downloads:
         inspect: Inspect,
         packaged: Mapping[str, PackagedModel],
         names: asyncio.Lock,
+        on_ready: Callable[[str], None],
     ) -> None:
-        """Begin with none; `folder` is that of all models."""
+        """Begin with none; `folder` is that of all models; `on_ready` hears the id of each model that is there now."""
         self._store = store
         self._folder = folder
         self._repositories = repositories
         self._inspect = inspect
         self._packaged = packaged
         self._names = names
+        self._on_ready = on_ready
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="model-download")
         self._downloads: dict[str, Download] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -181,9 +183,12 @@ class Downloads:
                 ),
             )
             _log.info("model_ready", model=record.model_id, seconds=round(time.monotonic() - began, 3))
+            self._on_ready(record.model_id)
         except FetchStoppedError:
             pass
-        except Exception as caught:  # noqa: BLE001 - whatever happens, the model says that it failed
+        except asyncio.CancelledError:
+            raise
+        except BaseException as caught:  # noqa: BLE001 - whatever happens (a panic in Rust is no Exception), it says so
             error = self._explain(record, caught)
             await self._fail(record, download, error)
         download.end(error)
@@ -228,7 +233,7 @@ class Downloads:
             # server ends; the next start finds the model DOWNLOADING, and tries again.
             _log.exception("model_state_not_stored", model=record.model_id)
 
-    def _explain(self, record: ModelRecord, caught: Exception) -> TermwiseError:
+    def _explain(self, record: ModelRecord, caught: BaseException) -> TermwiseError:
         if isinstance(caught, TermwiseError):
             error = caught
         elif isinstance(caught, OSError):

@@ -96,14 +96,18 @@ class Runner:
             resource=Resource("deployment", deployment_id),
         )
 
+    def _cure(self) -> str:
+        if self.failure is not None and self.failure.reason_code == "MODEL_FAILED":
+            return "The deployment starts once the model is there."
+        return "Stop it, then start it again."
+
     def unready(self) -> FailedPreconditionError:
         """Make the error for whoever wants texts expanded now."""
         what = {
             DeploymentState.STARTING: "is still starting; wait until it is STARTED.",
             DeploymentState.STARTED: "does not answer.",
             DeploymentState.STOPPING: "is stopping; start it again, or use another.",
-            DeploymentState.FAILED: f"failed to start: {self.failure.message if self.failure else ''} "
-            "Stop it, then start it again.",
+            DeploymentState.FAILED: f"failed to start: {self.failure.message if self.failure else ''} {self._cure()}",
         }[self.state]
         deployment_id = self.record.deployment_id
         return FailedPreconditionError(

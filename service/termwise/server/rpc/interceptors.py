@@ -166,7 +166,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             code = _name(context.code()) or "UNKNOWN"
             raise
-        except Exception as error:  # noqa: BLE001 - the one place where errors end
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - the one place where errors end; Rust's panics are no Exceptions
             status = to_status(_named(error, method, context))
             code = status_code(status).name
             more = (
@@ -199,7 +201,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 self._idle.set()
 
 
-def _named(error: Exception, method: str, context: Context) -> Exception:
+def _named(error: BaseException, method: str, context: Context) -> BaseException:
     """Turn what generated base classes raise for a method that nobody wrote into the domain's error."""
     if isinstance(error, NotImplementedError) and _name(context.code()) == "UNIMPLEMENTED":
         return UnimplementedError(f'"{method}" is not offered by this server.', reason="METHOD_UNIMPLEMENTED")
