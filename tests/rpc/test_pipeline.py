@@ -165,6 +165,28 @@ async def test_a_pipeline_that_cannot_work_is_refused_by_name(
         assert (details["code"], details["field"]) == (grpc.StatusCode.INVALID_ARGUMENT, field)
 
 
+def nested(levels: int) -> dict[str, Any]:
+    """Give a processor under so many `on_failure`, with a value to set that is as deep as it may be."""
+    value: Any = "x"
+    for _ in range(30):
+        value = {"a": value}
+    processor: dict[str, Any] = {"set": {"field": "f", "value": value}}
+    for _ in range(levels):
+        processor = {"fail": {"message": "no"}, "onFailure": [processor]}
+    return processor
+
+
+@pytest.mark.parametrize("name", ["processors", "onFailure"])
+async def test_what_is_stored_can_be_listed(stub: Call, refused: Callable[..., Any], name: str) -> None:
+    stored = (await stub.PutPipeline(put("deep", {name: [nested(5)]}))).pipeline
+    (entry,) = (await stub.ListPipelines(pb.ListPipelinesRequest())).pipelines
+    assert entry.pipeline == stored
+    bad = await refused(stub.PutPipeline(put("deeper", {name: [nested(6)]})))
+    where = "processors" if name == "processors" else "on_failure"
+    assert bad["code"] is grpc.StatusCode.INVALID_ARGUMENT
+    assert bad["field"] == f"pipeline.{where}[0]" + ".on_failure[0]" * 5 + ".on_failure"
+
+
 async def test_bad_simulations_are_refused(stub: Call, refused: Callable[..., Any]) -> None:
     await stub.PutPipeline(put("p", {}))
     for request, field in (

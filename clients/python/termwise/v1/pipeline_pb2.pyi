@@ -122,7 +122,7 @@ class Processor(_message.Message):
 
     @_builtins.property
     def on_failure(self) -> _containers.RepeatedCompositeFieldContainer[Global___Processor]:
-        """Run where this step failed; afterwards the document goes on with the next step."""
+        """Run where this step failed; afterwards the document goes on with the next step. Nested up to 5 levels deep."""
 
     def __init__(
         self,

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 MAX_PROCESSORS: Final = 256
 """Most processors of a pipeline, those under `on_failure` included."""
 
+MAX_NESTING: Final = 5
+"""Levels of `on_failure` in each other. Protobuf runtimes refuse messages nested more than 100 deep: with a value to
+set that is as deep as it may be, a sixth level would make every list that shows the pipeline unreadable."""
+
 MAX_INPUTS: Final = 64
 """Most inputs of an inference processor."""
 
@@ -238,10 +242,12 @@ def missing_field(path: str) -> InvalidArgumentError:
     )
 
 
-def _check_all(processors: tuple[Processor, ...], where: str) -> None:
+def _check_all(processors: tuple[Processor, ...], where: str, nesting: int = 0) -> None:
+    if processors and nesting > MAX_NESTING:
+        raise invalid_field(where, f"It is nested more than {MAX_NESTING} levels deep; flatten it.", reason="TOO_DEEP")
     for place, processor in enumerate(processors):
         processor.action.check(f"{where}[{place}].{processor.action.kind}")
-        _check_all(processor.on_failure, f"{where}[{place}].on_failure")
+        _check_all(processor.on_failure, f"{where}[{place}].on_failure", nesting + 1)
 
 
 def _strings(value: Any) -> Iterator[str]:
