@@ -1285,7 +1285,9 @@ Global___IndexStats: _TypeAlias = IndexStats  # noqa: Y015
 
 @_typing.final
 class SparseFieldStats(_message.Message):
-    """Counts of a sparse vector field."""
+    """Counts of a sparse vector field. Tokens and weights of deleted and replaced documents may count until storage has merged
+    them away.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
