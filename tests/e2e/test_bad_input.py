@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,13 @@ CASES = [
          {"modelId": ".splade_tiny", "deploymentId": "d", "queueCapacity": 100_000}, INVALID, "queue_capacity"),
     Case("unknown deployment", "Infer", {"deploymentId": "nothing", "texts": ["a"]}, NOT_FOUND, "deployment_id"),
     Case("unknown deployment to stop", "StopDeployment", {"deploymentId": "nothing"}, NOT_FOUND, "deployment_id"),
+    Case("pipeline whose deployment is unknown", "PutDocument",
+         put(source={"text": "a"}) | {"pipeline": "undeployed"}, NOT_FOUND),
+    Case("model without a name", "GetTrainedModel", {}, INVALID, "model_id"),
+    Case("model without a name to delete", "DeleteTrainedModel", {}, INVALID, "model_id"),
+    Case("deployment without a name", "Infer", {"texts": ["a"]}, INVALID, "deployment_id"),
+    Case("deployment without a name to get", "GetDeployment", {}, INVALID, "deployment_id"),
+    Case("deployment without a name to stop", "StopDeployment", {}, INVALID, "deployment_id"),
     Case("no texts", "Infer", {"deploymentId": "for_search"}, INVALID, "texts"),
     Case("too many texts", "Infer", {"deploymentId": "for_search", "texts": ["a"] * 1_025}, INVALID, "texts"),
     Case("unknown index", "Search", {"indices": ["docz"]}, NOT_FOUND, "indices[0]"),
@@ -139,7 +147,8 @@ CASES = [
     Case("expansion of a text field", "Search", query(text_expansion={"field": "text", "text": "a"}), INVALID,
          "query.text_expansion.field"),
     Case("unknown deployment in a query", "Search",
-         query(text_expansion={"field": "text_expansion", "text": "a", "deploymentId": "nothing"}), NOT_FOUND),
+         query(text_expansion={"field": "text_expansion", "text": "a", "deploymentId": "nothing"}), NOT_FOUND,
+         "query.text_expansion.deployment_id"),
     Case("unknown pipeline", "PutDocument", put(source={"text": "a"}) | {"pipeline": "nothing"}, NOT_FOUND, "pipeline"),
     Case("unknown pipeline to get", "GetPipeline", {"pipelineId": "nothing"}, NOT_FOUND, "pipeline_id"),
     Case("pipeline of nothing", "PutPipeline",
@@ -204,6 +213,7 @@ CASES = [
 @pytest.fixture(scope="module")
 def bad(server: Any) -> Any:
     server.create_index("docs", pipeline="expand")
+    server.put_pipeline("undeployed", deployment="nothing")
     return server
 
 
@@ -228,6 +238,8 @@ def test_bad_input_has_its_code_and_details(bad: Any, details_of: Any, case: Cas
     if case.field:
         first = found["BadRequest"].field_violations[0]
         assert first.field.startswith(case.field), first.field
+    for violation in found["BadRequest"].field_violations if "BadRequest" in found else ():
+        assert re.split(r"[.\[]", violation.field)[0] in request.DESCRIPTOR.fields_by_name, violation.field
     if case.code is NOT_FOUND:
         assert found["ResourceInfo"].resource_name
     assert len(found["message"]) < 600

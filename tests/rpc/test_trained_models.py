@@ -454,6 +454,22 @@ async def test_absent_things_are_not_found(stub: Any, details_of: Any) -> None:
         assert details["ResourceInfo"].resource_name == "absent"
 
 
+async def test_requests_that_name_nothing_are_invalid(stub: Any, details_of: Any) -> None:
+    for call, field in (
+        (stub.GetTrainedModel(pb.GetTrainedModelRequest()), "model_id"),
+        (stub.DeleteTrainedModel(pb.DeleteTrainedModelRequest()), "model_id"),
+        (stub.DownloadTrainedModel(pb.DownloadTrainedModelRequest()).read(), "model_id"),
+        (stub.GetDeployment(pb.GetDeploymentRequest()), "deployment_id"),
+        (stub.StopDeployment(pb.StopDeploymentRequest()), "deployment_id"),
+        (stub.Infer(pb.InferRequest(texts=["a"])), "deployment_id"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        details = details_of(caught.value)
+        assert details["code"] is Code.INVALID_ARGUMENT
+        assert details["BadRequest"].field_violations[0].field == field
+
+
 async def test_ids_are_taken_once(stub: Any, folder: Path, details_of: Any) -> None:
     await put(stub, folder)
     await run(stub, deployment_id="one")

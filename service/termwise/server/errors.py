@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import timedelta
+    from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,31 @@ class TermwiseError(Exception):
         self.violations = tuple(violations)
         self.resource = resource
         self.retry_after = retry_after
+
+    @property
+    def sentence(self) -> str:
+        """The message without the field that `invalid_field` puts before it."""
+        for each in self.violations:
+            if self.message == f"{each.field}: {each.description}":
+                return each.description
+        return self.message
+
+    def in_terms_of(
+        self, message: str, violations: Iterable[FieldViolation], metadata: Mapping[str, str] | None = None
+    ) -> Self:
+        """Give the same error as the caller of another layer should see it.
+
+        `violations` replace those there are, which name fields of a request that this caller did not make; `metadata`
+        is added.
+        """
+        return type(self)(
+            message,
+            reason=self.reason_code,
+            metadata={**self.metadata, **(metadata or {})},
+            violations=violations,
+            resource=self.resource,
+            retry_after=self.retry_after,
+        )
 
 
 class InvalidArgumentError(TermwiseError):

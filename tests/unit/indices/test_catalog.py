@@ -77,8 +77,9 @@ async def test_a_name_that_is_used_again_meets_nothing_old(indices: Indices) -> 
     assert new.index.reader().get(["1"]) == [None]
     assert new.fingerprints == {}
     assert new.mapping == Mapping()
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match="made anew meanwhile") as caught:
         await indices.write(old, [Put(Document("1", b"{}"))])
+    assert "did you mean" not in caught.value.message
     with pytest.raises(NotFoundError):
         await indices.bind_fingerprint(old, "vector", "sha256:old")
 

@@ -13,6 +13,8 @@ from termwise.server.errors import (
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
+    invalid_field,
+    not_found,
 )
 from termwise.server.indices.mapping import FieldMapping, Mapping
 from termwise.server.inference.fake import FakeEncoder, FakeExpander, word_weight
@@ -120,6 +122,21 @@ async def test_an_error_of_a_pipeline_says_where(stack: Any, put: Callable[..., 
     assert error.message == 'Pipeline "picky", processor fail "t": no x'
     assert error.metadata == {"pipeline": "picky", "processor_type": "fail", "processor_tag": "t"}
     assert await stack.get("1") is None
+
+
+async def test_what_inference_refuses_is_no_field_of_the_write(
+    stack: Any, expander: FakeExpander, put: Callable[..., WriteOperation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise errors.pop()
+
+    errors = [invalid_field("texts", "It is too long."), not_found("deployment", "for_ingest", field="deployment_id")]
+    monkeypatch.setattr(expander, "expand", refuse)
+    error = await fails(stack, put("1", b'{"text":"x"}'), NotFoundError)
+    assert error.violations == ()
+    assert (error.resource.name, error.metadata["pipeline"]) == ("for_ingest", "expand")
+    error = await fails(stack, put("1", b'{"text":"x"}'), InvalidArgumentError)
+    assert (error.message, error.violations) == ('Pipeline "expand", processor inference: It is too long.', ())
 
 
 async def test_vectors_must_fit_the_mapping(stack: Any, put: Callable[..., WriteOperation]) -> None:

@@ -15,6 +15,9 @@ from termwise.server.errors import (
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
+    TermwiseError,
+    invalid_field,
+    not_found,
 )
 from termwise.server.indices.mapping import FieldMapping, Mapping
 from termwise.server.inference.base import Side
@@ -232,8 +235,49 @@ async def test_an_unknown_index_or_deployment_is_not_found(searcher: Searcher) -
         await searcher.search(CONTEXT, q.SearchRequest("docz"))
     assert 'did you mean "docs"' in caught.value.message
     assert caught.value.violations[0].field == "indices[0]"
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError) as caught:
         await searcher.search(CONTEXT, ask(q.TextExpansion("expansion", "a", "nothing")))
+    assert [each.field for each in caught.value.violations] == ["query.text_expansion.deployment_id"]
+
+
+class Refuser:
+    """Deployments that refuse every text, naming the fields of their own request."""
+
+    def __init__(self, error: TermwiseError) -> None:
+        self.error = error
+
+    async def expand(self, *_: Any, **__: Any) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "texts", "fields"),
+    [
+        (
+            invalid_field("texts", "too long"),
+            ("a", "a"),
+            ["query.boolean.should[0].text", "query.boolean.should[1].text"],
+        ),
+        (invalid_field("texts", "too long"), ("a", "b"), []),
+        (not_found("deployment", "for_search", field="deployment_id"), ("a", "b"), ["expansion.field", "topics.id"]),
+        (FailedPreconditionError("It is stopping."), ("a", "b"), ["expansion.field", "topics.id"]),
+        (ResourceExhaustedError("It is full."), ("a", "b"), []),
+    ],
+)
+async def test_errors_of_a_deployment_name_the_fields_of_the_search(
+    shelf: Any, pool: ThreadPoolExecutor, error: TermwiseError, texts: tuple[str, str], fields: list[str]
+) -> None:
+    shelf.add("docs", [])
+    shoulds = (
+        q.TextExpansion("expansion", texts[0], at="query.boolean.should[0]"),
+        q.TextExpansion("topics", texts[1], "for_search", at="query.boolean.should[1]"),
+    )
+    with pytest.raises(type(error)) as caught:
+        await Searcher(shelf, Refuser(error), pool).search(CONTEXT, ask(q.Boolean(should=shoulds)))
+    paths = {"expansion.field": "query.boolean.should[0].field", "topics.id": "query.boolean.should[1].deployment_id"}
+    assert [each.field for each in caught.value.violations] == [paths.get(field, field) for field in fields]
+    assert caught.value.message == error.message.removeprefix("texts: ")
+    assert caught.value.reason_code == error.reason_code
 
 
 async def test_a_field_without_a_search_deployment_says_what_to_do(searcher: Searcher) -> None:
@@ -243,6 +287,9 @@ async def test_a_field_without_a_search_deployment_says_what_to_do(searcher: Sea
         'Field "topics" has no search deployment; '
         "set search_deployment_id in the mapping or deployment_id in the query."
     )
+    with pytest.raises(FailedPreconditionError) as caught:
+        await searcher.search(CONTEXT, q.SearchRequest("docs", q.Linear(q.ShortForm("a"))))
+    assert caught.value.message.endswith("set search_deployment_id in the mapping or name other fields.")
 
 
 async def test_a_model_that_does_not_fit_the_vectors_is_refused(

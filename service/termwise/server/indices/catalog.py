@@ -309,9 +309,9 @@ class Indices:
     async def _same(self, opened: OpenIndex) -> _Entry:
         """Give the entry of an index that was opened before, unless it was deleted since."""
         name = opened.record.name
-        entry = await self._entry(name, "index")
+        entry = await self._entry(name, "")
         if entry.record.storage_name != opened.record.storage_name:
-            raise await self._missing(name, "index")
+            raise not_found("index", name, hint="It was deleted and made anew meanwhile; retry.")
         return entry
 
     async def _entry(self, name: str, field_name: str) -> _Entry:
@@ -348,5 +348,5 @@ class Indices:
     async def _missing(self, name: str, field_name: str) -> TermwiseError:
         if not name:
             return invalid_field(field_name, "It is empty; name the index.")
-        known = [each.name for each in await self.list() if each.state is IndexState.READY]
+        known = [each.name for each in await self.list() if each.state is IndexState.READY and each.name != name]
         return not_found("index", name, known, field=field_name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from termwise.server.errors import invalid_field
-from termwise.server.indices.mapping import ancestors, unknown_field
+from termwise.server.indices.mapping import ancestors, sparse_field_of
 from termwise.server.indices.values import parse_number, parse_value, show
 from termwise.storage.types import MAX_ID_BYTES, Document, FieldKind, SparseVector, sparse_vector
 
@@ -104,8 +104,7 @@ def parse_document(
         else:
             _parse_values(name, each, values, where, texts, columns)
     for name, vector in sparse.items():
-        if name not in mapping.sparse_fields:
-            raise unknown_field(mapping, name, paths.vector(name), "sparse vector field")
+        sparse_field_of(mapping, name, paths.vector(name))
         if name in vectors:
             raise invalid_field(
                 paths.vector(name), "The body has this field too; give it in one place.", reason="FIELD_GIVEN_TWICE"

@@ -166,14 +166,37 @@ def field_of(mapping: Mapping, name: str, field_name: str) -> FieldMapping:
     return found
 
 
-def unknown_field(mapping: Mapping, name: str, field_name: str, kind: str = "field") -> InvalidArgumentError:
-    """Make the error for a field that the mapping lacks, with the nearest name where one is close."""
+def sparse_field_of(mapping: Mapping, name: str, field_name: str) -> FieldMapping:
+    """Give the sparse vector field of a name.
+
+    Raises:
+        InvalidArgumentError: there is none, or it is of another kind; the violation names `field_name`.
+
+    """
+    found = mapping.fields.get(name)
+    if found is None:
+        raise unknown_field(mapping, name, field_name, sparse=True)
+    if found.kind is not FieldKind.SPARSE_VECTOR:
+        raise invalid_field(
+            field_name,
+            f'Field "{name}" is of kind {found.kind.value}; name a sparse vector field.',
+            reason="FIELD_NOT_SUITED",
+        )
+    return found
+
+
+def unknown_field(mapping: Mapping, name: str, field_name: str, *, sparse: bool = False) -> InvalidArgumentError:
+    """Make the error for a field, or a `sparse` vector field, that the mapping lacks; with a name that is close."""
     import difflib  # noqa: PLC0415 - only on this path
 
-    near = difflib.get_close_matches(name, list(mapping.fields), n=1)
+    near = difflib.get_close_matches(name, mapping.sparse_fields if sparse else mapping.fields, n=1)
     tail = f'; did you mean "{near[0]}"?' if near else "."
     shown = name if len(name) <= _SHOWN else name[:_SHOWN] + "…"
-    return invalid_field(field_name, f'The index has no {kind} "{shown}"{tail}', reason="UNKNOWN_FIELD")
+    return invalid_field(
+        field_name,
+        f'The index has no {"sparse vector field" if sparse else "field"} "{shown}"{tail}',
+        reason="UNKNOWN_FIELD",
+    )
 
 
 def _field_to_json(each: FieldMapping) -> dict[str, Any]:

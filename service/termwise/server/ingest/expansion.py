@@ -69,16 +69,21 @@ class TextExpander:
             answer = await self._expander.expand(self._context, deployment_id, texts, Side.DOCUMENT, wait=self._wait)
         except InvalidArgumentError as error:
             if len(texts) == 1:
-                return [error]
+                return [_in_pipeline(error)]
             middle = len(texts) // 2
             return [
                 *await self._expand(deployment_id, texts[:middle]),
                 *await self._expand(deployment_id, texts[middle:]),
             ]
         except TermwiseError as error:
-            return [error] * len(texts)
+            return [_in_pipeline(error)] * len(texts)
         provenance = Provenance(answer.model_id, answer.fingerprint)
         return [_Expanded(_vector(expansion), provenance) for expansion in answer.expansions]
+
+
+def _in_pipeline(error: TermwiseError) -> TermwiseError:
+    """Take out of an error the fields of inference's own request: whoever runs a pipeline made none."""
+    return error.in_terms_of(error.sentence, ())
 
 
 def _inputs(action: InferenceProcessor, draft: Draft) -> dict[str, list[str]] | TermwiseError:

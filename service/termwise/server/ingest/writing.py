@@ -317,18 +317,14 @@ def _of_pipeline(pipeline_id: str, failure: Failure) -> TermwiseError:
     """Say where in a pipeline an error arose."""
     error = failure.error
     tag = f' "{failure.processor_tag}"' if failure.processor_tag else ""
-    return type(error)(
+    return error.in_terms_of(
         f'Pipeline "{pipeline_id}", processor {failure.processor_type}{tag}: {error.message}',
-        reason=error.reason_code,
-        metadata=error.metadata
-        | {
+        error.violations,
+        {
             "pipeline": pipeline_id,
             "processor_type": failure.processor_type,
             "processor_tag": failure.processor_tag,
         },
-        violations=error.violations,
-        resource=error.resource,
-        retry_after=error.retry_after,
     )
 
 

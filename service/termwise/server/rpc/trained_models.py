@@ -45,7 +45,7 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
     ) -> pb.GetTrainedModelResponse:
         """Give one model."""
         authorize(request_context(grpc_context), "models.read", f"model/{request.model_id}")
-        model = await self._catalog.get(request.model_id)
+        model = await self._catalog.get(convert.model_id(request))
         return pb.GetTrainedModelResponse(trained_model=convert.trained_model(model))
 
     async def ListTrainedModels(
@@ -66,7 +66,7 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
     ) -> pb.DeleteTrainedModelResponse:
         """Delete a model."""
         authorize(request_context(grpc_context), "models.write", f"model/{request.model_id}")
-        await self._catalog.delete(request.model_id)
+        await self._catalog.delete(convert.model_id(request))
         return pb.DeleteTrainedModelResponse()
 
     async def DownloadTrainedModel(
@@ -75,7 +75,7 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         """Start or join a download, and give its progress."""
         context = request_context(grpc_context)
         authorize(context, "models.write", f"model/{request.model_id}")
-        async for progress in self._catalog.download(context, request.model_id):
+        async for progress in self._catalog.download(context, convert.model_id(request)):
             yield pb.DownloadTrainedModelResponse(progress=convert.progress(progress))
 
     async def StartDeployment(
@@ -95,13 +95,13 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         """Stop a deployment."""
         context = request_context(grpc_context)
         authorize(context, "deployments.write", f"deployment/{request.deployment_id}")
-        await self._deployments.stop(context, request.deployment_id, force=request.force)
+        await self._deployments.stop(context, convert.deployment_id(request), force=request.force)
         return pb.StopDeploymentResponse()
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, grpc_context: Context) -> pb.GetDeploymentResponse:
         """Give one deployment."""
         authorize(request_context(grpc_context), "deployments.read", f"deployment/{request.deployment_id}")
-        deployment = self._deployments.get(request.deployment_id)
+        deployment = self._deployments.get(convert.deployment_id(request))
         return pb.GetDeploymentResponse(deployment=convert.deployment(deployment))
 
     async def ListDeployments(
@@ -122,5 +122,5 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         context = request_context(grpc_context)
         authorize(context, "deployments.infer", f"deployment/{request.deployment_id}")
         side = convert.side(request)
-        expansions = await self._deployments.expand(context, request.deployment_id, list(request.texts), side)
+        expansions = await self._deployments.expand(context, convert.deployment_id(request), list(request.texts), side)
         return convert.infer_response(expansions, token_ids=request.include_token_ids)

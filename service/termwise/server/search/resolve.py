@@ -52,13 +52,17 @@ class Words:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """The dot product with weighted tokens, times `boost`; they are given, or a text's. `at` is its request path."""
+    """The dot product with weighted tokens, times `boost`; they are given, or a text's.
+
+    `at` is its request path, and `deployment_at` that of what names the text's deployment, or a field that does.
+    """
 
     field: str
     vector: storage.SparseVector | TextKey
     pruning: q.PruningConfig | None = None
     boost: float = 1.0
     at: str = "query"
+    deployment_at: str = "query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,7 @@ class _Resolver:
             if kind is FieldKind.TEXT:
                 node = self._match(q.Match(name, short.text, at=at))
             else:
-                node = self._text_expansion(q.TextExpansion(name, short.text, at=at), path)
+                node = self._text_expansion(q.TextExpansion(name, short.text, at=at), path, "name other fields")
             lists.append((NodeList(Combined(must=(node,), filter=filters) if filters else node), weight))
         return tuple(lists)
 
@@ -226,18 +230,19 @@ class _Resolver:
             )
         return Words(storage.Lexical(query.field, query.text, query.all_words), query.boost)
 
-    def _text_expansion(self, query: q.TextExpansion, path: str) -> Node:
-        """Find the text's deployment. `path` is what names the field."""
+    def _text_expansion(self, query: q.TextExpansion, path: str, instead: str = "deployment_id in the query") -> Node:
+        """Find the text's deployment. `path` is what names the field, `instead` what to do where that has none."""
         deployment = query.deployment_id or self.mapping.fields[query.field].search_deployment_id
         if not deployment:
             raise FailedPreconditionError(
                 f'Field "{query.field}" has no search deployment; '
-                "set search_deployment_id in the mapping or deployment_id in the query.",
+                f"set search_deployment_id in the mapping or {instead}.",
                 reason="NO_SEARCH_DEPLOYMENT",
                 metadata={"field": query.field},
                 violations=[FieldViolation(path, "the field has no search deployment")],
             )
-        node = Tokens(query.field, TextKey(deployment, query.text), query.pruning, query.boost, query.at)
+        named_at = f"{query.at}.deployment_id" if query.deployment_id else path
+        node = Tokens(query.field, TextKey(deployment, query.text), query.pruning, query.boost, query.at, named_at)
         self.expansions.append(node)
         return node
 

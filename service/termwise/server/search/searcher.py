@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, Protocol
 
-from termwise.server.errors import FailedPreconditionError, invalid_field
-from termwise.server.indices.mapping import unknown_field
+from termwise.server.errors import (
+    FailedPreconditionError,
+    FieldViolation,
+    InvalidArgumentError,
+    NotFoundError,
+    TermwiseError,
+)
+from termwise.server.indices.mapping import sparse_field_of
 from termwise.server.inference.base import Side
 from termwise.server.search.planner import Planner, floored
 from termwise.server.search.resolve import Resolved, TextKey, Tokens, resolve
@@ -16,7 +22,7 @@ from termwise.server.search.view import Stop, View
 from termwise.storage.types import SparseVector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
     from termwise.server.context import RequestContext
@@ -250,7 +256,7 @@ class Searcher:
             key = _key(node)
             texts.setdefault(key.deployment_id, {})[key.text] = None
         calls = [
-            asyncio.ensure_future(self._expander.expand(context, deployment, list(each), Side.QUERY))
+            asyncio.ensure_future(self._expand_texts(context, resolved, deployment, list(each)))
             for deployment, each in texts.items()
         ]
         try:
@@ -265,6 +271,16 @@ class Searcher:
             for (deployment, each), answer in zip(texts.items(), answers, strict=True)
             for text, expansion in zip(each, answer.expansions, strict=True)
         }
+
+    async def _expand_texts(
+        self, context: RequestContext, resolved: Resolved, deployment: str, texts: list[str]
+    ) -> Expansions:
+        """Expand texts by one deployment; its errors name the fields of the search."""
+        try:
+            return await self._expander.expand(context, deployment, texts, Side.QUERY)
+        except TermwiseError as error:
+            nodes = [node for node in resolved.expansions if _key(node).deployment_id == deployment]
+            raise error.in_terms_of(error.sentence, _violations(error, nodes, alone=len(texts) == 1)) from error
 
     async def _check_model(self, node: Tokens, expanded: Mapping[TextKey, _Expanded], opened: OpenIndex) -> None:
         """Refuse a text whose model does not fit the vectors in its field."""
@@ -308,6 +324,17 @@ def _key(node: Tokens) -> TextKey:
     return node.vector
 
 
+def _violations(error: TermwiseError, nodes: Sequence[Tokens], *, alone: bool) -> list[FieldViolation]:
+    """Say which fields of a search an error of their deployment is about. `alone`: the nodes have one text."""
+    paths: list[str] = []
+    if isinstance(error, NotFoundError | FailedPreconditionError):
+        paths = [node.deployment_at for node in nodes]
+    elif isinstance(error, InvalidArgumentError) and alone:  # of several texts, it does not say which
+        paths = [f"{node.at}.text" for node in nodes]
+    description = error.violations[0].description if error.violations else error.message
+    return [FieldViolation(path, description) for path in dict.fromkeys(paths)]
+
+
 def _vector(expansion: Expansion) -> SparseVector:
     """Give an expansion as storage takes it; it is sorted and valid already."""
     weights = expansion.weights.view()
@@ -333,15 +360,6 @@ def _report(
 def _sparse_fields(names: tuple[str, ...], mapping: IndexMapping) -> frozenset[str] | None:
     """Check the names of sparse vector fields to give; None: all of them."""
     for place, name in enumerate(names):
-        path = f"include_sparse_vectors[{place}]"
-        if name == "*":
-            continue
-        if name not in mapping.fields:
-            raise unknown_field(mapping, name, path, "sparse vector field")
-        if name not in mapping.sparse_fields:
-            raise invalid_field(
-                path,
-                f'Field "{name}" is of kind {mapping.fields[name].kind.value}; name a sparse vector field.',
-                reason="FIELD_NOT_SUITED",
-            )
+        if name != "*":
+            sparse_field_of(mapping, name, f"include_sparse_vectors[{place}]")
     return None if "*" in names else frozenset(names)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from termwise.server.errors import invalid_field
 from termwise.server.indices.body import MAX_EXACT_DOUBLE, dump_json, parse_body
 from termwise.server.indices.documents import InputDocument, Paths, parse_vector
-from termwise.server.indices.mapping import unknown_field
+from termwise.server.indices.mapping import sparse_field_of
 from termwise.server.indices.source_filter import SourceFilter
 from termwise.v1 import document_pb2, sparse_vector_pb2
 
@@ -165,8 +165,8 @@ def vector_names(requested: Iterable[str], mapping: Mapping, field: str = "inclu
     """
     names = list(requested)
     for place, name in enumerate(names):
-        if name != _EVERY_VECTOR and name not in mapping.sparse_fields:
-            raise unknown_field(mapping, name, f"{field}[{place}]", "sparse vector field")
+        if name != _EVERY_VECTOR:
+            sparse_field_of(mapping, name, f"{field}[{place}]")
     return mapping.sparse_fields if _EVERY_VECTOR in names else frozenset(names)
 
 

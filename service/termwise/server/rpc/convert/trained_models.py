@@ -62,6 +62,32 @@ _DEPLOYMENT_STATES: Final = {
 }
 
 
+def model_id(
+    request: pb.GetTrainedModelRequest | pb.DeleteTrainedModelRequest | pb.DownloadTrainedModelRequest,
+) -> str:
+    """Read which model a request means.
+
+    Raises:
+        InvalidArgumentError: it names none.
+
+    """
+    if not request.model_id:
+        raise invalid_field("model_id", "It is empty; name the model.")
+    return request.model_id
+
+
+def deployment_id(request: pb.GetDeploymentRequest | pb.StopDeploymentRequest | pb.InferRequest) -> str:
+    """Read which deployment a request means.
+
+    Raises:
+        InvalidArgumentError: it names none.
+
+    """
+    if not request.deployment_id:
+        raise invalid_field("deployment_id", "It is empty; name the deployment.")
+    return request.deployment_id
+
+
 def new_model(request: pb.PutTrainedModelRequest) -> NewModel:
     """Read a model to store. `input` is only there for callers of Elasticsearch."""
     return NewModel(
