@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +186,29 @@ async def test_bodies_come_in_the_form_asked_for(search: Ask) -> None:
     )["salmon"] == pytest.approx(word_weight("salmon"))
 
 
+async def test_a_large_answer_leaves_the_event_loop_to_others(channel: grpc.aio.Channel, search: Ask) -> None:
+    stub: Any = indices_pb2_grpc.IndicesStub(channel)
+    request = indices_pb2.PutDocumentRequest(index="docs")
+    request.document.id = "large"
+    request.document.source_json = json.dumps({f"key{number:05}": number for number in range(10_000)})
+    await stub.PutDocument(request)
+    gaps = [0.0]
+
+    async def tick() -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0)
+            gaps.append(time.perf_counter() - began)
+
+    ticking = asyncio.create_task(tick())
+    began = time.perf_counter()
+    await search(query={"ids": {"ids": ["large"]}}, source_filter={"includes": ["*none*"] * 100})
+    whole = time.perf_counter() - began
+    ticking.cancel()
+    # The server shares this loop. Made on it, the answer would be one gap of nearly the whole time.
+    assert max(gaps) < whole / 2
+
+
 async def test_neither_query_nor_retriever_finds_all(search: Ask) -> None:
     answer = await search()
     assert ids(answer) == ["1", "2", "3"]
@@ -314,6 +339,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("query.range.lt", {"query": {"range": {"field": "f", "lte": 1, "lt": 1}}}),
     ("query.ids.ids", {"query": {"ids": {"ids": []}}}),
     ("query.ids.ids[1]", {"query": {"ids": {"ids": ["a", "b" * 600]}}}),
+    ("source_filter.includes", {"source_filter": {"includes": ["a"] * 101}}),
+    ("source_filter.excludes", {"source_filter": {"excludes": ["a"] * 101}}),
     ("query.exists.field", {"query": {"exists": {}}}),
     ("query.sparse_vector.vector", sparse([], [])),
     ("query.sparse_vector.vector", {"query": {"sparse_vector": {"field": "f"}}}),

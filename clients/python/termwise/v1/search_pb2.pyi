@@ -108,11 +108,11 @@ class SourceFilter(_message.Message):
     EXCLUDES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def includes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Field paths to keep; `*` stands for any characters ("author.*"). Empty: all."""
+        """Field paths to keep; `*` stands for any characters ("author.*"). Up to 100. Empty: all."""
 
     @_builtins.property
     def excludes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Field paths to drop, of those kept."""
+        """Field paths to drop, of those kept. Up to 100."""
 
     def __init__(
         self,

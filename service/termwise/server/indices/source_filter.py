@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from termwise.server.indices.body import dump_json, parse_body
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+MAX_PATTERNS: Final = 100
+"""Most patterns each way: a body is read once for every one of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.duration_pb2 import Duration
 from termwise.server.errors import invalid_field
 from termwise.server.identifiers import check_identifier
-from termwise.server.indices.source_filter import SourceFilter
+from termwise.server.indices.source_filter import MAX_PATTERNS, SourceFilter
 from termwise.server.rpc.convert.document import check_source_format, fill_body, fill_vectors, sparse_vector_to_proto
 from termwise.server.rpc.convert.queries import finite
 from termwise.server.rpc.convert.retrievers import RetrieverReader
@@ -40,6 +40,7 @@ def search_request(message: search_pb2.SearchRequest) -> q.SearchRequest:
     else:
         retriever = q.Standard(q.MatchAll())
     check_source_format(message.source_format)
+    _check_filter(message.source_filter)
     return q.SearchRequest(
         index=index,
         retriever=retriever,
@@ -61,6 +62,15 @@ def _check_page(size: int, offset: int) -> None:
         raise invalid_field(
             "offset", f"Offset and size are {offset + size:,} together; they are at most {q.MAX_HITS:,}."
         )
+
+
+def _check_filter(message: search_pb2.SourceFilter) -> None:
+    """Refuse more patterns than bodies can be read for."""
+    for name, patterns in (("includes", message.includes), ("excludes", message.excludes)):
+        if len(patterns) > MAX_PATTERNS:
+            raise invalid_field(
+                f"source_filter.{name}", f"It has {len(patterns):,} patterns; give at most {MAX_PATTERNS}."
+            )
 
 
 def _duration(seconds: float) -> Duration:
