@@ -1,4 +1,4 @@
-"""Retrieval quality on public collections: those of `$TERMWISE_BENCH_DATA`, or of `../shared/data`, where there are any."""
+"""Retrieval quality on public collections: those in `$TERMWISE_BENCH_DATA` or `../shared/data`, where there are any."""
 
 from __future__ import annotations
 
