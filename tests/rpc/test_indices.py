@@ -358,11 +358,16 @@ async def test_a_batch_gives_each_operation_its_result(stub: Call, refused: Call
             operation("put", "3", index="other"),
             operation("create", "", pipeline="_none"),
             operation("put", "4", pipeline="absent"),
+            operation("put", "5", {"year": float("nan")}),
+            operation("create", "6", if_version=-1),
             index="docs",
         )
     )
-    assert [result.operation_id for result in answer.results] == ["a", "b", "", "", "e", "", "", ""]
-    assert [result.version for result in answer.results] == [1, 0, 0, 2, 0, 0, 3, 0]
+    assert [result.operation_id for result in answer.results] == ["a", "b", "", "", "e", "", "", "", "", ""]
+    assert [result.id for result in answer.results if result.id != answer.results[6].id] == [
+        *("1", "1", "2", "1", "", "3", "4", "5", "6")
+    ]
+    assert [result.version for result in answer.results] == [1, 0, 0, 2, 0, 0, 3, 0, 0, 0]
     assert [code_pb2.Code.Name(result.error.code) for result in answer.results] == [
         "OK",
         "ALREADY_EXISTS",
@@ -372,8 +377,10 @@ async def test_a_batch_gives_each_operation_its_result(stub: Call, refused: Call
         "NOT_FOUND",
         "OK",
         "NOT_FOUND",
+        "INVALID_ARGUMENT",
+        "INVALID_ARGUMENT",
     ]
-    assert answer.failed_count == 5
+    assert answer.failed_count == 7
     assert len(answer.results[6].id) == 32
     assert fields_of(answer.results[2].error) == ["operations[2].put.document.source.year"]
     assert fields_of(answer.results[4].error) == ["operations[4]"]

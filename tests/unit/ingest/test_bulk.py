@@ -12,6 +12,7 @@ from termwise.server.inference.base import Expansions, Side
 from termwise.server.inference.batcher import Batcher
 from termwise.server.inference.fake import FakeEncoder, FakeExpander, word_weight
 from termwise.server.ingest.bulk import Bulk, BulkItem, BulkLimits
+from termwise.server.ingest.writing import WriteResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -78,7 +79,7 @@ async def test_acknowledgements_come_in_order(
         put("1", text(1)),
         put("2", b"{"),
         put("1", text(2), create=True),
-        InvalidArgumentError("It never was an operation."),
+        WriteResult("none", error=InvalidArgumentError("It never was an operation.")),
         delete("1"),
         put("1", text(3), create=True),
         put("3", index="absent"),
@@ -86,7 +87,7 @@ async def test_acknowledgements_come_in_order(
     ]
     acknowledged = await collect(stack.bulk, stack.context, requests)
     assert [each.operation_id for each in acknowledged] == [f"op{n}" for n in range(307)]
-    assert [each.result.id for each in acknowledged[:7]] == ["1", "2", "1", "", "1", "1", ""]
+    assert [each.result.id for each in acknowledged[:7]] == ["1", "2", "1", "none", "1", "1", "3"]
     errors = [type(each.result.error) for each in acknowledged if each.result.error]
     assert errors == [InvalidArgumentError, AlreadyExistsError, InvalidArgumentError, NotFoundError]
     versions = [each.result.written.seq_no for each in acknowledged if each.result.written]

@@ -26,6 +26,7 @@ from termwise.server.ingest.processors import (
     Processor,
     SetProcessor,
 )
+from termwise.server.ingest.writing import WriteResult
 from termwise.storage.errors import StorageFullError
 from termwise.storage.memory import MemoryStore
 from termwise.storage.types import FieldKind, Result, sparse_vector
@@ -213,7 +214,7 @@ async def test_a_batch_gives_each_operation_its_result(
             put("2", b"{"),
             put("1", b'{"text":"two"}', create=True),
             delete("1"),
-            ValueError("it never was an operation"),
+            WriteResult("none", error=ValueError("it never was an operation")),
             put("1", b'{"text":"three"}', create=True),
             put("9", b'{"text":"four"}', index="more", pipeline="expand"),
             put("8", index="absent"),
@@ -221,7 +222,7 @@ async def test_a_batch_gives_each_operation_its_result(
             put("6", b'{"text":"five"}', pipeline="absent"),
         ],
     )
-    assert [result.id for result in results] == ["1", "2", "1", "1", "", "1", "9", "", "7", "6"]
+    assert [result.id for result in results] == ["1", "2", "1", "1", "none", "1", "9", "8", "7", "6"]
     assert [result.written.seq_no if result.written else type(result.error) for result in results] == [
         1,
         InvalidArgumentError,

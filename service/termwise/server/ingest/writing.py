@@ -80,10 +80,6 @@ class WriteOperation:
     fields: WriteFields = WriteFields()
 
 
-Request: TypeAlias = WriteOperation | Exception
-"""An operation, or why there is none to run."""
-
-
 @dataclass(frozen=True, slots=True)
 class WriteResult:
     """What became of one operation: its document's id where it is known, and either `written` or `error`."""
@@ -91,6 +87,10 @@ class WriteResult:
     id: str
     written: Written | None = None
     error: Exception | None = None
+
+
+Request: TypeAlias = WriteOperation | WriteResult
+"""An operation, or what became of one that cannot be run at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +275,7 @@ class _Batch:
     def __init__(self, requests: Sequence[Request]) -> None:
         self.requests = requests
         self.outcomes: list[Prepared | WriteResult | None] = [
-            WriteResult("", error=each) if isinstance(each, Exception) else None for each in requests
+            each if isinstance(each, WriteResult) else None for each in requests
         ]
         self.opened: dict[str, OpenIndex] = {}
         self.ids: dict[int, str] = {}
@@ -297,8 +297,9 @@ class _Batch:
         """Give an operation its outcome: it failed."""
         request = self.requests[place]
         id_ = self.ids.get(place, "")
-        if isinstance(request, WriteOperation) and isinstance(request.action, DeleteDocument):
-            id_ = request.action.id
+        if not id_ and isinstance(request, WriteOperation):
+            action = request.action
+            id_ = action.id if isinstance(action, DeleteDocument) else action.document.id
         self.outcomes[place] = WriteResult(id_, error=error)
 
 

@@ -169,7 +169,7 @@ def delete_from_proto(request: pb.DeleteDocumentRequest) -> WriteOperation:
 def operation_from_proto(
     message: pb.IndexOperation, field: str, defaults: pb.BulkIndexRequest.Defaults, defaults_field: str
 ) -> Request:
-    """Read an operation that stands at `field` of a request, or give the error that is its result.
+    """Read an operation that stands at `field` of a request, or give its result where it cannot be run.
 
     What it leaves empty comes from `defaults`, which stand at `defaults_field` (empty for the request itself).
     """
@@ -187,7 +187,9 @@ def operation_from_proto(
             ),
         )
     except TermwiseError as error:
-        return error
+        kind = message.WhichOneof("kind")
+        document = message.put.document if kind == "put" else message.create.document
+        return WriteResult(message.delete.id if kind == "delete" else document.id, error=error)
 
 
 def _action(message: pb.IndexOperation, field: str) -> PutDocument | DeleteDocument:
