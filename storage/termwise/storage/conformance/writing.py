@@ -84,6 +84,16 @@ class StoreConformance:
         store.create("a", SCHEMA)
         assert store.open("a").reader().get(["1"]) == [None]
 
+    def test_readers_of_a_dropped_index_finish(self, store: IndexStore) -> None:
+        store.create("a", SCHEMA)
+        index = store.open("a")
+        written(index, put("1", vec={"x": 1}))
+        reader = index.reader()
+        store.drop("a")
+        assert reader.statistics().document_count == 1
+        assert reader.match(Everything()).tolist() == [1]
+        assert [found is not None for found in reader.get(["1"])] == [True]
+
     def test_an_index_without_fields_still_keeps_documents(self, store: IndexStore) -> None:
         index = new_index(store, IndexSchema({}))
         written(index, Put(Document("1", b'{"a": 1}')))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -181,15 +181,13 @@ def write_last_seq_no(folder: Path, seq_no: int) -> None:
 
 
 def folder_size(folder: Path) -> int:
-    """Sum up the sizes of an index's files in bytes."""
+    """Sum up the sizes of an index's files in bytes; what is removed meanwhile takes none."""
     total = 0
     for place in (folder, folder / _TANTIVY_FOLDER):
-        with os.scandir(place) as entries:
+        with suppress(FileNotFoundError), os.scandir(place) as entries:  # the index is dropped
             for entry in entries:
-                try:
+                with suppress(FileNotFoundError):  # the file is merged away
                     total += entry.stat().st_size if entry.is_file() else 0
-                except FileNotFoundError:  # merged away meanwhile
-                    continue
     return total
 
 
