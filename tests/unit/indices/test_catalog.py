@@ -9,9 +9,9 @@ import pytest
 from termwise.server.errors import (
     AlreadyExistsError,
     DataLossError,
-    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    UnavailableError,
 )
 from termwise.server.indices.catalog import IndexSettings, Indices
 from termwise.server.indices.mapping import FieldMapping, Mapping
@@ -202,7 +202,7 @@ async def test_storage_stays_where_metadata_knows_no_index(indices: Indices, sto
 
 async def test_an_index_that_is_being_made_or_deleted_is_not_opened(indices: Indices, metadata: MetadataStore) -> None:
     metadata.put_index(record("docs", IndexState.CREATING))
-    with pytest.raises(FailedPreconditionError):
+    with pytest.raises(UnavailableError):
         await indices.open("docs")
     metadata.put_index(replace(record("docs", IndexState.CREATING), state=IndexState.DELETING))
     with pytest.raises(NotFoundError):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from termwise.server.errors import (
     DataLossError,
-    FailedPreconditionError,
     TermwiseError,
+    UnavailableError,
     already_exists,
     invalid_field,
     not_found,
@@ -126,7 +126,7 @@ class Indices:
 
         Raises:
             NotFoundError: there is none; the violation names `field`.
-            FailedPreconditionError: it is still being made.
+            UnavailableError: it is still being made.
             DataLossError: its storage is gone.
             StorageError: its storage cannot be opened.
 
@@ -328,7 +328,7 @@ class Indices:
         if record is None or record.state is IndexState.DELETING:
             raise await self._missing(name, field_name)
         if record.state is IndexState.CREATING:
-            raise FailedPreconditionError(
+            raise UnavailableError(
                 f'Index "{name}" is being made; retry in a moment.', reason="INDEX_NOT_READY", metadata={"index": name}
             )
         try:
