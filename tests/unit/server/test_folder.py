@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,18 +93,19 @@ def test_a_volume_mounted_for_models_is_no_somebody_else(tmp_path: Path) -> None
     DataFolder.open(tmp_path).close()
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Let no file of this process grow."""
+    """Let no file of this process grow; as short as can be, since the test runner's own output may be a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_told_by_name(tmp_path: Path, full_disk: None) -> None:
-    del full_disk
-    with pytest.raises(FailedPreconditionError, match="cannot be written: File too large"):
+def test_a_full_disk_is_told_by_name(tmp_path: Path) -> None:
+    with pytest.raises(FailedPreconditionError, match="cannot be written: File too large"), full_disk():
         DataFolder.open(tmp_path)
 
 
@@ -113,9 +115,9 @@ def laid_out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_opens_on_a_full_disk(laid_out: Path, full_disk: None) -> None:
-    del full_disk
-    DataFolder.open(laid_out).close()
+def test_a_folder_opens_on_a_full_disk(laid_out: Path) -> None:
+    with full_disk():
+        DataFolder.open(laid_out).close()
 
 
 def test_each_folder_is_entered_in_the_one_above_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
