@@ -63,17 +63,17 @@ STEPS: list[tuple[str, str | Callable[[dict[str, Any]], bool]]] = [
     ("Indices.GetIndex", lambda a: a["index"]["settings"]["default_pipeline"] == "expand"),
     ("Indices.GetIndex.misspelt", "NOT_FOUND"),
     ("Indices.ListIndices", lambda a: [index["name"] for index in a["indices"]] == ["docs"]),
-    ("Indices.PutDocument", lambda a: a["result"] == "WRITE_RESULT_CREATED"),
+    ("Indices.PutDocument", lambda a: a["result"] == "RESULT_CREATED"),
     ("Indices.PutDocument.only_if_new", "ABORTED"),
     ("Indices.BatchIndex", lambda a: a["failed_count"] == 1 and a["results"][2]["error"]["code"] == 5),
-    ("Indices.BulkIndex", lambda a: (a["operation_id"], a["result"]) == ("a9", "WRITE_RESULT_DELETED")),
+    ("Indices.BulkIndex", lambda a: (a["operation_id"], a["result"]) == ("a9", "RESULT_DELETED")),
     (
         "Indices.GetDocument",
         lambda a: (
             "9007199254740993" in a["document"]["source_json"] and "text_expansion" in a["document"]["sparse_vectors"]
         ),
     ),
-    ("Indices.DeleteDocument", lambda a: a["result"] == "WRITE_RESULT_DELETED"),
+    ("Indices.DeleteDocument", lambda a: a["result"] == "RESULT_DELETED"),
     ("Indices.GetIndexStats", lambda a: a["stats"]["document_count"] == "3"),
     ("Search.Search.hybrid_in_short", lambda a: set(_ids(a)[:2]) == {"1", "5"}),
     ("Search.Search.query", lambda a: _ids(a)[0] == "1" and a["hits"][0]["source"] == {"title": "Fish farms"}),

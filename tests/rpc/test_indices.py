@@ -200,7 +200,7 @@ async def test_an_index_that_cannot_work_is_refused(
 async def test_a_document_in_both_forms(stub: Call) -> None:
     body = {"title": "Pluto", "text": "pluto planet", "year": 1930, "ratio": 1.5, "tags": [True, None, {"a": []}]}
     answer = await stub.PutDocument(put("1", body))
-    assert (answer.id, answer.version, answer.result) == ("1", 1, pb.WRITE_RESULT_CREATED)
+    assert (answer.id, answer.version, answer.result) == ("1", 1, pb.RESULT_CREATED)
     found = await stub.GetDocument(pb.GetDocumentRequest(index="docs", id="1"))
     assert (found.document.id, found.version) == ("1", 1)
     assert json_format.MessageToDict(found.document.source) == body
@@ -209,7 +209,7 @@ async def test_a_document_in_both_forms(stub: Call) -> None:
 
     text = '{ "title":"Pluto", "n": 9007199254740993, "x": 1.50 }'
     answer = await stub.PutDocument(put("1", text))
-    assert (answer.version, answer.result) == (2, pb.WRITE_RESULT_UPDATED)
+    assert (answer.version, answer.result) == (2, pb.RESULT_UPDATED)
     found = await stub.GetDocument(
         pb.GetDocumentRequest(index="docs", id="1", source_format=document_pb2.SOURCE_FORMAT_JSON)
     )
@@ -333,7 +333,7 @@ async def test_conditions_on_versions(stub: Call, refused: Callable[..., Any]) -
     delete = pb.DeleteDocumentRequest(index="docs", id="1", if_version=9)
     assert (await refused(stub.DeleteDocument(delete)))["code"] is grpc.StatusCode.ABORTED
     gone = await stub.DeleteDocument(pb.DeleteDocumentRequest(index="docs", id="1", if_version=1))
-    assert (gone.id, gone.version, gone.result) == ("1", 2, pb.WRITE_RESULT_DELETED)
+    assert (gone.id, gone.version, gone.result) == ("1", 2, pb.RESULT_DELETED)
     missing = await refused(stub.DeleteDocument(pb.DeleteDocumentRequest(index="docs", id="1")))
     assert missing["code"] is grpc.StatusCode.NOT_FOUND
     assert (await refused(stub.DeleteDocument(pb.DeleteDocumentRequest(index="docs"))))["field"] == "id"

@@ -48,7 +48,7 @@ class _Indices(indices_pb2_grpc.IndicesServicer):
                 if "bad" in document.source_json:
                     answer.error.code, answer.error.message = 3, "year: no integer"
                 else:
-                    answer.result = indices_pb2.WRITE_RESULT_CREATED
+                    answer.result = indices_pb2.RESULT_CREATED
                 yield answer
 
 

@@ -32,7 +32,7 @@ BULK = "Indices/BulkIndex"
 def _ack(operation: pb.IndexOperation, version: int = 1) -> pb.BulkIndexResponse:
     kind = operation.WhichOneof("kind")
     identifier = operation.delete.id if kind == "delete" else getattr(operation, kind).document.id
-    result = pb.WRITE_RESULT_DELETED if kind == "delete" else pb.WRITE_RESULT_CREATED
+    result = pb.RESULT_DELETED if kind == "delete" else pb.RESULT_CREATED
     return pb.BulkIndexResponse(
         operation_id=operation.operation_id, id=identifier or "made-up", version=version, result=result
     )

@@ -163,7 +163,7 @@ def test_one_text_expands_to_one_vector(server: Any, call: Any) -> None:
 
 
 def test_a_document_comes_back_as_it_was_put(server: Any, call: Any) -> None:
-    put = indices_pb2.PutDocumentResponse(id="1", version=4, result=indices_pb2.WRITE_RESULT_UPDATED)
+    put = indices_pb2.PutDocumentResponse(id="1", version=4, result=indices_pb2.RESULT_UPDATED)
     server.script("Indices/PutDocument", _answer(put))
 
     written = call(
@@ -183,7 +183,7 @@ def test_a_document_comes_back_as_it_was_put(server: Any, call: Any) -> None:
 def test_a_batch_gives_one_result_an_operation(server: Any, call: Any) -> None:
     answer = indices_pb2.BatchIndexResponse(
         results=[
-            {"id": "1", "version": 1, "result": indices_pb2.WRITE_RESULT_CREATED},
+            {"id": "1", "version": 1, "result": indices_pb2.RESULT_CREATED},
             {"id": "2", "error": {"code": 5, "message": "not there"}},
         ],
         failed_count=1,

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
 
 _RESULTS = {
-    indices_pb2.WRITE_RESULT_UNSPECIFIED: "",
-    indices_pb2.WRITE_RESULT_CREATED: "created",
-    indices_pb2.WRITE_RESULT_UPDATED: "updated",
-    indices_pb2.WRITE_RESULT_DELETED: "deleted",
+    indices_pb2.RESULT_UNSPECIFIED: "",
+    indices_pb2.RESULT_CREATED: "created",
+    indices_pb2.RESULT_UPDATED: "updated",
+    indices_pb2.RESULT_DELETED: "deleted",
 }
 
 

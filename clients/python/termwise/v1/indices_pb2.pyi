@@ -22,33 +22,33 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _WriteResult:
+class _Result:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _WriteResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WriteResult.ValueType], _builtins.type):
+class _ResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Result.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    WRITE_RESULT_UNSPECIFIED: _WriteResult.ValueType  # 0
+    RESULT_UNSPECIFIED: _Result.ValueType  # 0
     """Never sent for a write that worked."""
-    WRITE_RESULT_CREATED: _WriteResult.ValueType  # 1
+    RESULT_CREATED: _Result.ValueType  # 1
     """The document is new."""
-    WRITE_RESULT_UPDATED: _WriteResult.ValueType  # 2
+    RESULT_UPDATED: _Result.ValueType  # 2
     """The document replaced another."""
-    WRITE_RESULT_DELETED: _WriteResult.ValueType  # 3
+    RESULT_DELETED: _Result.ValueType  # 3
     """The document is gone."""
 
-class WriteResult(_WriteResult, metaclass=_WriteResultEnumTypeWrapper):
+class Result(_Result, metaclass=_ResultEnumTypeWrapper):
     """What a write did."""
 
-WRITE_RESULT_UNSPECIFIED: WriteResult.ValueType  # 0
+RESULT_UNSPECIFIED: Result.ValueType  # 0
 """Never sent for a write that worked."""
-WRITE_RESULT_CREATED: WriteResult.ValueType  # 1
+RESULT_CREATED: Result.ValueType  # 1
 """The document is new."""
-WRITE_RESULT_UPDATED: WriteResult.ValueType  # 2
+RESULT_UPDATED: Result.ValueType  # 2
 """The document replaced another."""
-WRITE_RESULT_DELETED: WriteResult.ValueType  # 3
+RESULT_DELETED: Result.ValueType  # 3
 """The document is gone."""
-Global___WriteResult: _TypeAlias = WriteResult  # noqa: Y015
+Global___Result: _TypeAlias = Result  # noqa: Y015
 
 @_typing.final
 class Index(_message.Message):
@@ -718,14 +718,14 @@ class PutDocumentResponse(_message.Message):
     """The document's id, made up where the request had none."""
     version: _builtins.int
     """Its new version."""
-    result: Global___WriteResult.ValueType
+    result: Global___Result.ValueType
     """Created or updated."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         version: _builtins.int = ...,
-        result: Global___WriteResult.ValueType = ...,
+        result: Global___Result.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -844,14 +844,14 @@ class DeleteDocumentResponse(_message.Message):
     """The document's id."""
     version: _builtins.int
     """The version of the deletion."""
-    result: Global___WriteResult.ValueType
+    result: Global___Result.ValueType
     """Deleted."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         version: _builtins.int = ...,
-        result: Global___WriteResult.ValueType = ...,
+        result: Global___Result.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -1001,7 +1001,7 @@ class IndexOperationResult(_message.Message):
     """The document's id."""
     version: _builtins.int
     """The new version; 0 where it failed."""
-    result: Global___WriteResult.ValueType
+    result: Global___Result.ValueType
     """What it did."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -1013,7 +1013,7 @@ class IndexOperationResult(_message.Message):
         operation_id: _builtins.str = ...,
         id: _builtins.str = ...,
         version: _builtins.int = ...,
-        result: Global___WriteResult.ValueType = ...,
+        result: Global___Result.ValueType = ...,
         error: _status_pb2.Status | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
@@ -1157,7 +1157,7 @@ class BulkIndexResponse(_message.Message):
     """The document's id."""
     version: _builtins.int
     """The new version; 0 where it failed."""
-    result: Global___WriteResult.ValueType
+    result: Global___Result.ValueType
     """What it did."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -1169,7 +1169,7 @@ class BulkIndexResponse(_message.Message):
         operation_id: _builtins.str = ...,
         id: _builtins.str = ...,
         version: _builtins.int = ...,
-        result: Global___WriteResult.ValueType = ...,
+        result: Global___Result.ValueType = ...,
         error: _status_pb2.Status | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015

@@ -41,9 +41,9 @@ _STATES: Final = {
 }
 
 _RESULTS: Final = {
-    Result.CREATED: pb.WRITE_RESULT_CREATED,
-    Result.UPDATED: pb.WRITE_RESULT_UPDATED,
-    Result.DELETED: pb.WRITE_RESULT_DELETED,
+    Result.CREATED: pb.RESULT_CREATED,
+    Result.UPDATED: pb.RESULT_UPDATED,
+    Result.DELETED: pb.RESULT_DELETED,
 }
 
 
@@ -269,6 +269,6 @@ def _fill_result(message: pb.IndexOperationResult | pb.BulkIndexResponse, result
         message.error.CopyFrom(to_status(result.error))
 
 
-def write_result(result: Result) -> pb.WriteResult.ValueType:
+def write_result(result: Result) -> pb.Result.ValueType:
     """Write what a write did."""
     return _RESULTS[result]
