@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from termwise.storage.types import SparseVector
@@ -15,7 +15,7 @@ BUCKETS_PER_OCTAVE: Final = 2.6
 """A term's bucket is floor(2.6 * log2(weight)): weights of a bucket differ by a factor of 1.31 at most."""
 
 _LEAST_BUCKET: Final = -330
-_ENDINGS: Final = [f"\0{bucket}" for bucket in range(_LEAST_BUCKET, 334)]
+_ENDINGS: Final = np.array([f"\0{bucket}" for bucket in range(_LEAST_BUCKET, 334)], dtype=object)
 """How terms end, for every bucket of a normal float32, 2^-126 to 2^128."""
 
 _HEAD: Final = struct.Struct("<HIII")
@@ -25,8 +25,8 @@ _HEAD: Final = struct.Struct("<HIII")
 def sparse_terms(prefix: str, vector: SparseVector) -> list[str]:
     """Write each weight as a raw term: field prefix, token, NUL, bucket."""
     buckets = np.floor(np.log2(vector.weights.astype(np.float64)) * BUCKETS_PER_OCTAVE).astype(np.int64)
-    endings = map(_ENDINGS.__getitem__, (buckets - _LEAST_BUCKET).tolist())
-    return [prefix + token + ending for token, ending in zip(vector.tokens, endings, strict=True)]
+    endings = _ENDINGS[buckets - _LEAST_BUCKET].tolist()
+    return [f"{prefix}{token}{ending}" for token, ending in zip(vector.tokens, endings, strict=True)]
 
 
 def parse_term(term: str) -> tuple[str, int]:
@@ -51,16 +51,34 @@ def encode_vectors(vectors: Iterable[tuple[int, SparseVector]]) -> bytes:
     return b"".join(parts)
 
 
-def decode_vectors(data: bytes) -> list[tuple[int, SparseVector]]:
-    """Read what `encode_vectors` wrote. The weights are views of `data`."""
+class EncodedVector(NamedTuple):
+    """A vector as it is stored: `length` tokens with the separator's bytes between them, and their weights."""
+
+    length: int
+    separator: bytes
+    tokens: bytes
+    weights: bytes
+
+
+def read_vectors(data: bytes) -> list[tuple[int, EncodedVector]]:
+    """Take apart what `encode_vectors` wrote, without looking at tokens."""
     vectors = []
     at = 0
     while at < len(data):
         number, count, separator, size = _HEAD.unpack_from(data, at)
-        at += _HEAD.size
-        tokens = tuple(data[at : at + size].decode().split(chr(separator))) if count else ()
-        at += size
-        weights = np.frombuffer(data, "<f4", count, at)
-        at += weights.nbytes
-        vectors.append((number, SparseVector(tokens, weights)))
+        middle = at + _HEAD.size + size
+        end = middle + 4 * count
+        tokens, weights = data[at + _HEAD.size : middle], data[middle:end]
+        vectors.append((number, EncodedVector(count, chr(separator).encode(), tokens, weights)))
+        at = end
     return vectors
+
+
+def decode_vectors(data: bytes) -> list[tuple[int, SparseVector]]:
+    """Read what `encode_vectors` wrote."""
+    return [(number, _decoded(vector)) for number, vector in read_vectors(data)]
+
+
+def _decoded(vector: EncodedVector) -> SparseVector:
+    tokens = tuple(vector.tokens.decode().split(vector.separator.decode())) if vector.length else ()
+    return SparseVector(tokens, np.frombuffer(vector.weights, "<f4"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -12,7 +13,7 @@ import numpy as np
 import tantivy
 from termwise.storage.checks import check_document, refusal
 from termwise.storage.errors import StorageError, StorageFullError, StorageLockedError
-from termwise.storage.tantivy.codec import decode_vectors, encode_vectors, sparse_terms
+from termwise.storage.tantivy.codec import encode_vectors, read_vectors, sparse_terms
 from termwise.storage.tantivy.layout import (
     commit_stamp,
     has_room,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from termwise.storage.checks import Column
     from termwise.storage.tantivy.layout import Layout
     from termwise.storage.tantivy.tiles import SparseTiles
@@ -150,6 +152,7 @@ class TantivyIndex:
                 writer.delete_documents_by_term("key", id_)
             for seq_no, place, document in change.puts.values():
                 writer.add_document(self._tantivy_document(seq_no, document, columns[place]))
+            tiles = self._changed_tiles(change)  # while tantivy's thread still indexes
             writer.commit()
             sync_commit(self._folder)
         except BaseException as error:
@@ -163,7 +166,7 @@ class TantivyIndex:
             raise translated from error
         self._stale = True
         self._index.reload()
-        self._publish(change)
+        self._show(tiles, change.last_seq_no)
         self._stale = False
 
     def _open_writer(self) -> Any:
@@ -193,16 +196,16 @@ class TantivyIndex:
         content["has"] = has
         return tantivy.Document.from_dict(content, self._index.schema)
 
-    def _publish(self, change: _Change) -> None:
+    def _changed_tiles(self, change: _Change) -> Mapping[str, SparseTiles] | None:
         tiles = self._reader.tiles
-        if tiles is not None:
-            removed = np.sort(np.fromiter(change.removed.values(), np.int64, len(change.removed)))
-            written: dict[str, list[tuple[int, SparseVector]]] = {name: [] for name in tiles}
-            for seq_no, _, document in change.puts.values():
-                for name, vector in document.sparse.items():
-                    written[name].append((seq_no, vector))
-            tiles = {name: _changed(held, removed, written[name]) for name, held in tiles.items()}
-        self._show(tiles, change.last_seq_no)
+        if tiles is None:
+            return None
+        removed = np.sort(np.fromiter(change.removed.values(), np.int64, len(change.removed)))
+        written: dict[str, list[tuple[int, SparseVector]]] = {name: [] for name in tiles}
+        for seq_no, _, document in change.puts.values():
+            for name, vector in document.sparse.items():
+                written[name].append((seq_no, vector))
+        return {name: _changed(held, removed, written[name]) for name, held in tiles.items()}
 
     def _show(self, tiles: Mapping[str, SparseTiles] | None, last_seq_no: int) -> None:
         searcher = self._index.searcher()
@@ -211,30 +214,28 @@ class TantivyIndex:
     def _load(self) -> None:
         """Read what is on the disk: the newest seq_no, and the vectors of the exact path."""
         self._index.reload()
-        self._show(None, 0)
-        searcher = self._reader.searcher
+        searcher = self._index.searcher()
         hits: Any = searcher.search(tantivy.Query.all_query(), limit=max(1, searcher.num_docs), count=False).hits
         addresses = [address for _, address in hits]
-        seq_nos = self._reader.seq_nos(addresses)
+        values: Any = searcher.fast_field_values("seq_no", addresses)
+        seq_nos = np.array(list(values), dtype=np.int64)
         last = max(read_last_seq_no(self._folder), int(seq_nos.max()) if len(seq_nos) else 0)
-        if not self._exact_path:
-            self._show(None, last)
-            return
-        from termwise.storage.tantivy.tiles import TILE, SparseTiles, Vocabulary  # noqa: PLC0415 - loads the kernels
+        self._show(self._load_tiles(searcher, addresses, seq_nos) if self._exact_path else None, last)
 
-        names = {place.number: place.name for place in self._layout.sparse_places()}
-        tiles = {name: SparseTiles(Vocabulary()) for name in names.values()}
-        pending: dict[str, list[tuple[int, SparseVector]]] = {name: [] for name in tiles}
-        nothing = np.empty(0, np.int64)
-        for place in np.argsort(seq_nos).tolist():
-            data: Any = searcher.doc(addresses[place]).get_first("vec")
-            for number, vector in decode_vectors(data or b""):
-                pending[names[number]].append((int(seq_nos[place]), vector))
-                if len(pending[names[number]]) == TILE:
-                    name = names[number]
-                    tiles[name] = _changed(tiles[name], nothing, pending[name])
-                    pending[name] = []
-        self._show({name: _changed(held, nothing, pending[name]) for name, held in tiles.items()}, last)
+    def _load_tiles(
+        self, searcher: tantivy.Searcher, addresses: list[tantivy.DocAddress], seq_nos: NDArray[np.int64]
+    ) -> Mapping[str, SparseTiles]:
+        from termwise.storage.tantivy.loading import Loading  # noqa: PLC0415 - loads the kernels
+
+        places = self._layout.sparse_places()
+        order = np.argsort(seq_nos)
+        with ThreadPoolExecutor(1, "loading") as worker:
+            fields = {place.number: Loading(worker) for place in places}
+            for n, seq_no in zip(order.tolist(), seq_nos[order].tolist(), strict=True):
+                data: Any = searcher.doc(addresses[n]).get_first("vec")
+                for number, vector in read_vectors(data or b""):
+                    fields[number].add(seq_no, vector)
+            return {place.name: fields[place.number].finish() for place in places}
 
     def _clear_leftovers(self) -> None:
         """Remove the files of a failed batch at once: where the disk is full, they may be what fills it."""

@@ -1,4 +1,4 @@
-"""The four inner loops of the exact path, compiled by numba. They release the GIL and check no bounds.
+"""The inner loops of the exact path, compiled by numba. They release the GIL and check no bounds.
 
 Each has one explicit signature, so that importing this module compiles (or loads) everything there is to compile and no
 search ever waits for the compiler. Compiled code is cached beside this file, or in NUMBA_CACHE_DIR, or in the user's
@@ -181,6 +181,80 @@ def _select(
     return count, size
 
 
+def _token_end(text: NDArray[np.uint8], first: int, end: int, separator: np.uint32, width: int) -> int:
+    head = separator & np.uint32(0xFF)
+    for at in range(first, end):
+        if text[at] == head and at + width <= end:
+            found = True
+            for byte in range(1, width):
+                found &= text[at + byte] == (separator >> (8 * byte)) & 0xFF
+            if found:
+                return at
+    return end
+
+
+def _slot(
+    text: NDArray[np.uint8],
+    first: int,
+    last: int,
+    seed: np.uint64,
+    table: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    known: NDArray[np.uint8],
+) -> np.uint64:
+    mask = np.uint64(len(table) - 1)
+    key = seed
+    for at in range(first, last):
+        key = (key ^ np.uint64(text[at])) * np.uint64(0x100000001B3)
+    slot = (key ^ (key >> np.uint64(32))) & mask
+    while table[slot] >= 0:
+        start = starts[table[slot]]
+        same = starts[table[slot] + 1] - start == last - first
+        at = 0
+        while same and at < last - first:
+            same = known[start + at] == text[first + at]
+            at += 1
+        if same:
+            break
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+_token_end_inner: Any = numba.njit(_token_end)
+_slot_inner: Any = numba.njit(_slot)
+
+
+def _distinct(  # noqa: PLR0913 - arrays are all that a kernel can take
+    text: NDArray[np.uint8],
+    ends: NDArray[np.int64],
+    separators: NDArray[np.uint32],
+    widths: NDArray[np.int64],
+    seed: np.uint64,
+    table: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    known: NDArray[np.uint8],
+    places: NDArray[np.int32],
+) -> int:
+    count = read = first = 0
+    starts[0] = 0
+    for doc in range(len(ends)):
+        while first < ends[doc]:
+            last = _token_end_inner(text, first, ends[doc], separators[doc], widths[doc])
+            slot = _slot_inner(text, first, last, seed, table, starts, known)
+            if table[slot] < 0:
+                if 2 * count >= len(table):
+                    return -1
+                table[slot] = count
+                for at in range(last - first):
+                    known[starts[count] + at] = text[first + at]
+                starts[count + 1] = starts[count] + last - first
+                count += 1
+            places[read] = table[slot]
+            read += 1
+            first = last + widths[doc] if last < ends[doc] else last
+    return count
+
+
 invert: Final = _compile("void(i4[::1],f4[::1],i8[::1],i8[::1],u2[::1],f4[::1])", _invert)
 """Sort the weights of documents by token: a counting sort.
 
@@ -210,4 +284,13 @@ select: Final = _compile("UniTuple(i8,2)(f4[::1],u1[::1],i8,u8[::1],i8)", _selec
 A match is a score without a sign whose `allowed` is 1. The heap holds `size` keys, the least first: the score's bits,
 then 2^32 - 1 minus the document's number (`base` and its place) below, so that early documents win among equal scores.
 Scores above the largest float32 count as that.
+"""
+
+distinct: Final = _compile("i8(u1[::1],i8[::1],u4[::1],i8[::1],u8,i4[::1],i8[::1],u1[::1],i4[::1])", _distinct)
+"""Find the distinct tokens of documents and give their number, -1 where they are too many for half of `table`.
+
+`places[i]` is which of them the i-th token is; the n-th of them is `known[starts[n]:starts[n + 1]]`. `text` holds the
+documents' tokens one after another, up to `ends[doc]`. Between two tokens of a document stand the `widths[doc]` bytes
+of `separators[doc]`, the first byte lowest. `table`, all -1, has a power of two of places, `starts` half as many and
+one, `known` as many as `text`; `seed` begins the hash (FNV-1a).
 """

@@ -110,14 +110,22 @@ def build_tile(seq_nos: NDArray[np.int64], vectors: Sequence[SparseVector], voca
     number = map(vocabulary.__getitem__, chain.from_iterable(vector.tokens for vector in vectors))
     tokens = np.fromiter(number, np.int32, total)
     weights = np.concatenate([vector.weights for vector in vectors]) if total else np.empty(0, np.float32)
+    return make_tile(seq_nos, lengths, tokens, weights)
+
+
+def make_tile(
+    seq_nos: NDArray[np.int64], lengths: NDArray[np.int64], tokens: NDArray[np.int32], weights: NDArray[np.float32]
+) -> Tile:
+    """Make a tile of vectors that stand one after another, `lengths[doc]` token numbers and weights each."""
+    total = len(tokens)
     counts = np.bincount(tokens, minlength=1)
     present = np.flatnonzero(counts)
     places = np.cumsum(counts) - counts
     docs_out, weights_out = np.empty(total, np.uint16), np.empty(total, np.float32)
     starts = np.append(places[present], total)
     invert(tokens, weights.astype(np.float32, copy=False), lengths, places, docs_out, weights_out)
-    alive = np.ones(len(vectors), np.uint8)
-    return Tile(seq_nos, alive, len(vectors), present.astype(np.int32), starts, docs_out, weights_out)
+    alive = np.ones(len(lengths), np.uint8)
+    return Tile(seq_nos, alive, len(lengths), present.astype(np.int32), starts, docs_out, weights_out)
 
 
 def merge_tiles(first: Tile, second: Tile) -> Tile:

@@ -1,0 +1,61 @@
+"""Vectors as they are stored become the same tiles as when they were written."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from hypothesis import example, given
+from hypothesis import strategies as st
+from termwise.storage.tantivy.codec import encode_vectors, read_vectors
+from termwise.storage.tantivy.loading import Loading
+from termwise.storage.tantivy.tiles import TILE, SparseTiles, Vocabulary
+from termwise.storage.types import SparseVector, sparse_vector
+
+ASCII = "".join(map(chr, range(128)))
+tokens = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4) | st.sampled_from(
+    ["a", "b", "aé", ASCII, ASCII + "\x80"]
+)
+vectors = st.dictionaries(tokens, st.sampled_from([0.5, 1.0, 2.0]), max_size=6).map(
+    lambda held: sparse_vector(list(held), list(held.values()))
+)
+
+
+def load(held: list[SparseVector]) -> SparseTiles:
+    with ThreadPoolExecutor(1) as worker:
+        loading = Loading(worker)
+        for seq_no, vector in enumerate(held, 1):
+            for _, encoded in read_vectors(encode_vectors([(0, vector)])):
+                loading.add(seq_no, encoded)
+        return loading.finish()
+
+
+@given(st.lists(vectors, max_size=12), vectors)
+@example(
+    [sparse_vector([ASCII, "é", "a"], [1, 2, 3]), sparse_vector([], []), sparse_vector(["a"], [1])],
+    sparse_vector(["a"], [1]),
+)
+def test_loaded_tiles_rank_as_written_ones(held: list[SparseVector], query: SparseVector) -> None:
+    nothing, numbers = np.empty(0, np.int64), np.arange(1, len(held) + 1)
+    written, loaded = SparseTiles(Vocabulary()).changed(nothing, numbers, held), load(held)
+    assert loaded.document_count == written.document_count
+    assert int(loaded.frequencies.sum()) == int(written.frequencies.sum())
+    assert set(loaded.vocabulary) == set(written.vocabulary)
+    for vector in (query, *held):
+        for ours, theirs in zip(loaded.rank(vector, 5), written.rank(vector, 5), strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+def test_more_tokens_than_the_table_first_holds() -> None:
+    names = [f"t{number}" for number in range(200_000)]
+    tiles = load([sparse_vector(names[first : first + 50_000], [1] * 50_000) for first in range(0, 200_000, 50_000)])
+    assert len(tiles.vocabulary) == 200_000
+    assert tiles.rank(sparse_vector(["t0", "t199999"], [1, 2]), 5)[0].tolist() == [4, 1]
+
+
+def test_loaded_documents_fill_tiles() -> None:
+    pair = [sparse_vector(["even", "all"], [2, 1]), sparse_vector(["odd", "all"], [3, 1])]
+    tiles = load([pair[number % 2] for number in range(TILE + 500)])
+    assert [len(tile) for tile in tiles.tiles] == [TILE, 500]
+    seq_nos, scores, total = tiles.rank(sparse_vector(["odd"], [1]), 3)
+    assert (seq_nos.tolist(), scores.tolist(), total) == ([2, 4, 6], [3, 3, 3], TILE // 2 + 250)
