@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -91,3 +92,27 @@ def test_an_unknown_variable_is_warned_of(launch: Any, tmp_path: Path) -> None:
     server.stop()
     (warning,) = [event for event in server.events() if event["event"] == "unknown_environment_variable"]
     assert "storage" in warning["problem"]
+
+
+def test_an_index_whose_files_are_broken_is_told_by_health_and_the_rest_serves(launch: Any, tmp_path: Path) -> None:
+    server = launch(tmp_path / "data")
+    server.create_index("whole")
+    server.create_index("broken")
+    server.stop()
+    with sqlite3.connect(tmp_path / "data" / "metadata.sqlite") as metadata:
+        (name,) = metadata.execute("SELECT storage_name FROM indices WHERE name = 'broken'").fetchone()
+    metadata.close()
+    (tmp_path / "data" / "indices" / "tantivy" / name / "format.json").write_text("{")
+    server = launch(tmp_path / "data")
+    server.wait_ready()
+    assert server.check("index/whole") == "SERVING"
+    assert server.check("index/broken") == "NOT_SERVING"
+    (line,) = [event for event in server.events() if event["event"] == "index_broken"]
+    assert line["index"] == "broken"
+
+
+def test_a_port_file_that_cannot_be_written_is_refused(refused: Any, tmp_path: Path) -> None:
+    status, said = refused(tmp_path / "data", "--port-file", str(tmp_path / "nowhere" / "port"))
+    assert status == 1
+    assert "Give another with --port-file" in said
+    assert "Traceback" not in said

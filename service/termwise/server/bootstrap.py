@@ -14,14 +14,13 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from termwise.server.errors import FailedPreconditionError, NotFoundError
+from termwise.server.errors import FailedPreconditionError, NotFoundError, TermwiseError
 from termwise.server.indices.catalog import Indices
 from termwise.server.inference.loader import inspect_model, load_encoder
 from termwise.server.ingest.bulk import Bulk, BulkLimits
 from termwise.server.ingest.pipelines import Pipelines
 from termwise.server.ingest.writing import Writer
 from termwise.server.metadata.folder import DataFolder
-from termwise.server.metadata.records import IndexState
 from termwise.server.metadata.store import MetadataStore
 from termwise.server.models.catalog import ModelCatalog
 from termwise.server.models.deployments import Deployments
@@ -36,6 +35,7 @@ from termwise.server.rpc.search import SearchServicer
 from termwise.server.rpc.server import SERVICES, add_services, address, listen, make_server
 from termwise.server.rpc.trained_models import TrainedModelsServicer
 from termwise.server.search.searcher import Searcher
+from termwise.storage.errors import StorageError
 from termwise.storage.registry import find_backend
 
 if TYPE_CHECKING:
@@ -250,9 +250,13 @@ def _deployment_probe(deployments: Deployments) -> Probe:
 
 def _index_probe(indices: Indices) -> Probe:
     async def probe(name: str) -> bool | None:
-        with suppress(NotFoundError):
-            return (await indices.get(name)).state is IndexState.READY
-        return None
+        try:
+            await indices.open(name)
+        except NotFoundError:
+            return None
+        except (TermwiseError, StorageError, OSError):
+            return False
+        return True
 
     return probe
 

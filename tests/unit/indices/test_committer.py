@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 SCHEMA = IndexSchema({"year": FieldSpec(FieldKind.INTEGER)})
 
 
+class PanicError(BaseException):
+    """Like what a panic of a library in Rust becomes: no Exception."""
+
+
 class Gated:
     """A memory index whose commits a test holds, counts, or fails."""
 
@@ -34,6 +38,7 @@ class Gated:
         self.entered = threading.Event()
         self.batches: list[list[str]] = []
         self.full = False
+        self.panics = False
 
     def write(self, operations: Sequence[Operation]) -> list[Outcome]:
         """Write once the gate is open."""
@@ -41,6 +46,8 @@ class Gated:
         assert self.gate.wait(10)
         if self.full:
             raise StorageFullError("The disk is full.")
+        if self.panics:
+            raise PanicError("index out of bounds")
         outcomes = self.inner.write(operations)
         self.batches.append([each.document.id if isinstance(each, Put) else each.id for each in operations])
         return outcomes
@@ -170,3 +177,14 @@ async def test_closing_writes_what_is_queued_and_refuses_more() -> None:
     await closing
     assert versions([*await first, *await waiting]) == [1, 2]
     await committer.close()
+
+
+async def test_a_panic_fails_its_batch_and_no_caller_waits_for_ever() -> None:
+    index = Gated()
+    committer = Committer(index)
+    index.panics = True
+    async with asyncio.timeout(10):
+        (outcome,) = await committer.write([put("a")])
+    assert "PanicError: index out of bounds" in str(outcome)
+    index.panics = False
+    assert versions(await committer.write([put("a")])) == [1]

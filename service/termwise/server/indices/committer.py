@@ -139,8 +139,10 @@ def _write(index: SparseIndex, operations: Sequence[Operation]) -> list[WriteOut
             return [error]
         middle = len(operations) // 2
         return _write(index, operations[:middle]) + _write(index, operations[middle:])
-    except Exception as error:  # noqa: BLE001 - every caller of the batch learns of it, and the committer goes on
-        return [error] * len(operations)
+    except BaseException as caught:  # noqa: BLE001 - every caller of the batch learns of it, and the committer goes on
+        # A panic of a library in Rust is no Exception.
+        failure = caught if isinstance(caught, Exception) else RuntimeError(f"{type(caught).__name__}: {caught}")
+        return [failure] * len(operations)
 
 
 def _size(operation: Operation) -> int:
