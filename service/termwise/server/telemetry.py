@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, Final, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, cast
 
 import orjson
 import structlog
@@ -19,6 +20,22 @@ Format = Literal["auto", "console", "json"]
 
 _QUIET: Final = ("alembic", "filelock", "httpx", "numba", "transformers", "urllib3")
 """Libraries whose progress notes are not an operator's business."""
+
+
+class _Unfailing:
+    """A stream where a write that fails, on a full disk or to a reader that left, costs the line and nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def configure_logging(level: str = "info", form: Format = "auto") -> None:
@@ -38,7 +55,7 @@ def configure_logging(level: str = "info", form: Format = "auto") -> None:
     structlog.configure(
         processors=[*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Unfailing(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)

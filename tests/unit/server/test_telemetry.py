@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +59,13 @@ def test_the_console_form_shows_no_local_variables() -> None:
     assert "number=3" in text
     assert "ValueError: oops" in text
     assert "the local variable" not in text
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_full_disk_costs_lines_and_nothing_else(form: str) -> None:
+    code = CODE.format(level="info", form=form) + "print('still here')"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=full, check=False, timeout=60
+        )
+    assert done.stdout == b"still here\n"
