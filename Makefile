@@ -1,6 +1,6 @@
 # One command each. They make .venv and install the pinned requirements; nothing but Python 3.11 and pip is needed.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STUBS := clients/python/termwise/v1
 PORTIONS := -p termwise.server -p termwise.storage -p termwise.client -p termwise.cli
