@@ -78,6 +78,7 @@ def main() -> None:
 def measure(model: Path, rounds: int) -> list[dict[str, Any]]:
     """Run every cell in every precision that the processor has."""
     import torch  # noqa: PLC0415 - after the environment is set
+
     from termwise.server.inference.base import ExpansionConfig, Side  # noqa: PLC0415
     from termwise.server.inference.hardware import has_bfloat16  # noqa: PLC0415
     from termwise.server.inference.loader import load_encoder  # noqa: PLC0415

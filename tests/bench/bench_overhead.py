@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from termwise.v1 import trained_models_pb2 as pb
 from termwise.v1 import trained_models_pb2_grpc
 

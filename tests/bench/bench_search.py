@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 import vectors
+
 from termwise.v1 import (
     document_pb2,
     indices_pb2,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import vectors
+
 from termwise.storage.tantivy.store import TantivyStore
 from termwise.storage.types import Document, FieldKind, FieldSpec, IndexSchema, Put, Sparse, SparseVector, Terms
 

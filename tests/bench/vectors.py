@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
+
 from termwise.server.inference.base import ExpansionConfig, Side
 from termwise.server.inference.loader import load_encoder
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from termwise.storage.conformance import Conformance
 from termwise.storage.memory import MemoryStore
 

@@ -5,6 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.storage.conformance import Conformance, PersistenceConformance
 from termwise.storage.tantivy.store import TantivyStore
 

@@ -19,6 +19,7 @@ import pytest
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from termwise.v1 import (
     indices_pb2,
     indices_pb2_grpc,

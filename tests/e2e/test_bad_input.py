@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from google.protobuf import json_format
+
 from termwise.v1 import indices_pb2, pipeline_pb2, search_pb2, trained_models_pb2
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from termwise.v1 import indices_pb2
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from termwise.cli.commands import app
 from typer.testing import CliRunner
+
+from termwise.cli.commands import app
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from termwise.client import (
     AsyncClient,
     BulkProgress,

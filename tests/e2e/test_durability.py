@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+
 from termwise.v1 import indices_pb2
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from google.protobuf import json_format
 from google.protobuf.message_factory import GetMessageClass
+
 from termwise.v1 import indices_pb2, pipeline_pb2, search_pb2, trained_models_pb2
 
 if TYPE_CHECKING:

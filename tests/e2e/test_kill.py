@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+
 from termwise.v1 import indices_pb2, search_pb2
 
 if TYPE_CHECKING:

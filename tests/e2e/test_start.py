@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
+
 from termwise.server.metadata.folder import FORMAT_VERSION
 
 if TYPE_CHECKING:

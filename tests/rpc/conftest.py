@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+
 from termwise.server.rpc.interceptors import CallInterceptor
 from termwise.server.rpc.status import DETAILS_KEY
 

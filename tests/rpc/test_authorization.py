@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc.aio
 import pytest
 from google.protobuf.message_factory import GetMessageClass
+
 from termwise.server.errors import PermissionDeniedError
 from termwise.server.rpc import indices, pipeline, search, trained_models
 from termwise.v1 import (

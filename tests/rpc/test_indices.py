@@ -11,6 +11,7 @@ import grpc.aio
 import pytest
 from google.protobuf import json_format
 from google.rpc import code_pb2, error_details_pb2
+
 from termwise.server.indices.catalog import Indices
 from termwise.server.inference.fake import FakeExpander, word_weight
 from termwise.server.ingest.bulk import Bulk

@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 import structlog.testing
 from google.protobuf import struct_pb2
+
 from termwise.server import errors
 from termwise.server.rpc.context import request_context
 from termwise.server.rpc.interceptors import CallInterceptor

@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 from google.protobuf import json_format
 from google.rpc import code_pb2
+
 from termwise.server.indices.catalog import IndexSettings, Indices
 from termwise.server.indices.mapping import Mapping
 from termwise.server.inference.fake import FakeExpander, word_weight

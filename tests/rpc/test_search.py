@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf import json_format
+
 from termwise.server.errors import InvalidArgumentError
 from termwise.server.indices.catalog import Indices
 from termwise.server.inference.fake import FakeExpander, word_weight

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from termwise.server.errors import FailedPreconditionError, not_found
 from termwise.server.rpc.health import HealthServicer
 from termwise.server.rpc.interceptors import CallInterceptor

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 from safetensors.numpy import save_file
+
 from termwise.server.inference.architectures import find_architecture, read_dimensions, tensor_shapes
 from termwise.server.inference.fake import FakeEncoder
 from termwise.server.inference.loader import inspect_model, load_encoder

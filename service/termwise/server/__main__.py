@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import structlog
+
 from termwise.server.settings import SettingsError, parse_settings, unknown_variables
 from termwise.server.telemetry import configure_logging
 

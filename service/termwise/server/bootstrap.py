@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
+
 from termwise.server.errors import FailedPreconditionError, NotFoundError, TermwiseError
 from termwise.server.indices.catalog import Indices
 from termwise.server.inference.loader import inspect_model, load_encoder

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Final
 
 from tantivy import Filter, TextAnalyzer, TextAnalyzerBuilder, Tokenizer
+
 from termwise.storage.errors import SchemaError
 
 _VERSIONS: Final = {"standard": 1, "english": 1, "whitespace": 1, "keyword": 1}

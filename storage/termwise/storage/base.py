@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
     from termwise.storage.types import (
         Condition,
         IndexSchema,

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
+
 from termwise.storage.analysis import check_analyzer
 from termwise.storage.errors import (
     DocumentExistsError,

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
 from termwise.storage.analysis import analyze
 from termwise.storage.checks import (
     Column,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
     from termwise.storage.types import Document
 
 _K1: Final = np.float32(1.2)

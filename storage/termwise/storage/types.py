@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
     from termwise.storage.errors import OperationError
 
 Scalar: TypeAlias = str | int | float | bool

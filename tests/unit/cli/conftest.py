@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from typer.testing import CliRunner
+
 from termwise.cli.commands import app
 from termwise.v1 import (
     indices_pb2,
@@ -16,7 +18,6 @@ from termwise.v1 import (
     trained_models_pb2,
     trained_models_pb2_grpc,
 )
-from typer.testing import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

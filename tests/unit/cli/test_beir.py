@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.cli.beir import read_collection
 from termwise.cli.evaluate import _measures
 from termwise.client import InvalidArgumentError, NotFoundError

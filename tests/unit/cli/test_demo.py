@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.cli.demo import LEAST_DOCUMENTS, QUESTIONS
 from termwise.cli.output import bar
 from termwise.cli.stdlib_docs import PART_CHARACTERS, Entry, entries, parts

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
+
 from termwise.client import AsyncClient, Client, RetryPolicy
 from termwise.v1 import indices_pb2, pipeline_pb2, search_pb2, trained_models_pb2
 

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.client import (
     AsyncClient,
     BulkIndexError,

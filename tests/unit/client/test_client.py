@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from termwise.client import AsyncClient, Client, Document, InvalidArgumentError, SparseVector
 from termwise.client.aio import AsyncDeployments, AsyncIndices, AsyncModels, AsyncPipelines
 from termwise.client.sync import Deployments, Indices, Models, Pipelines

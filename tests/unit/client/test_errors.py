@@ -6,6 +6,7 @@ import grpc
 import pytest
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+
 from termwise.client import (
     FieldViolation,
     InvalidArgumentError,

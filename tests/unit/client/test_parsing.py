@@ -9,6 +9,7 @@ import pytest
 from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.client import Document, InvalidArgumentError, SparseVector
 from termwise.client.messages import document_message
 from termwise.client.parsing import parse, to_plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.server.indices.catalog import Indices
 from termwise.server.metadata.store import MetadataStore
 from termwise.storage.errors import BackendMissingError

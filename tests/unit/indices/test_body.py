@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.errors import InvalidArgumentError
 from termwise.server.indices.body import MAX_DEPTH, dump_json, is_deeper, parse_body
 

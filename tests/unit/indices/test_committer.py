@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.server.errors import UnavailableError
 from termwise.server.indices.committer import CommitLimits, Committer
 from termwise.storage.errors import DocumentExistsError, InvalidDocumentError, StorageFullError

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.indices.dates import parse_date
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

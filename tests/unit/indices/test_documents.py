@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.errors import InvalidArgumentError
 from termwise.server.indices.body import dump_json
 from termwise.server.indices.documents import Paths, check_id, parse_document

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.errors import InvalidArgumentError
 from termwise.server.indices.mapping import MAX_FIELDS, FieldMapping, Mapping, check_mapping
 from termwise.storage.types import FieldKind, FieldSpec

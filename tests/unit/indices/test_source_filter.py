@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.indices.source_filter import SourceFilter, matches
 
 keys = st.sampled_from(["a", "b", "ab", "a.b", ""])

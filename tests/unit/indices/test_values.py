@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.indices.values import parse_value
 from termwise.storage.types import FieldKind
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from termwise.server.inference.base import Encoder, ExpansionConfig
 from termwise.server.inference.hardware import has_bfloat16
 from termwise.server.inference.loader import load_encoder

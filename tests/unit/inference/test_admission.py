@@ -6,6 +6,7 @@ import asyncio
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.inference.admission import Call, Queue
 from termwise.server.inference.base import Side
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.server.errors import (
     DeadlineExceededError,
     InvalidArgumentError,

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.inference.extraction import SMALLEST_WEIGHT, Vocabulary, extract
 
 _TOKENS = [f"{number * 7919 % 60:02d}-{number}" for number in range(60)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
+
 from termwise.server.context import RequestContext
 from termwise.server.errors import DeadlineExceededError, InvalidArgumentError, NotFoundError
 from termwise.server.inference.base import Encoder, Expander, Side

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.architectures import ACTIVATIONS
 from termwise.server.inference.base import ExpansionConfig, Side

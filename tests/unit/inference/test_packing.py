@@ -4,6 +4,7 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.inference.packing import group_lengths, plan_batches
 
 _LENGTHS = st.lists(st.integers(0, 600), max_size=60)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
 from termwise.server.inference.base import Encoder, Expansion, ExpansionConfig, Side
 from termwise.server.inference.loader import load_encoder
-from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
 from termwise.server.errors import InvalidArgumentError
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import ExpansionConfig, Side
 from termwise.server.inference.text import TextTokenizer
-from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

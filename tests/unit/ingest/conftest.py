@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.server.context import RequestContext
 from termwise.server.indices.catalog import IndexSettings, Indices
 from termwise.server.indices.documents import InputDocument

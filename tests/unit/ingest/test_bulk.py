@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from termwise.server.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, UnavailableError
 from termwise.server.inference.base import Expansions, Side
 from termwise.server.inference.batcher import Batcher

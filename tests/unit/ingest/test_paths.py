@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.ingest.paths import ABSENT, get_path, remove_path, set_path
 
 keys = st.sampled_from(["a", "b", "c", "a.b", "b.c"])

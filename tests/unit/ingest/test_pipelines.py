@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
 from termwise.server.errors import (
     FailedPreconditionError,
     InvalidArgumentError,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from termwise.server.errors import InvalidArgumentError
 from termwise.server.ingest.processors import (
     Action,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.errors import InvalidArgumentError
 from termwise.server.ingest.paths import ABSENT
 from termwise.server.ingest.templates import check_template, render, render_all

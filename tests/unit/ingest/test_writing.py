@@ -4,6 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from termwise.server.context import RequestContext
 from termwise.server.errors import (
     AbortedError,

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+
 from termwise.server.context import RequestContext
 from termwise.server.inference.base import ExpansionConfig
 from termwise.server.inference.fake import FakeEncoder
@@ -234,6 +235,7 @@ def tiny_model(tmp_path: Path) -> Path:
     """Give the folder of a real, very small BertForMaskedLM with zero weights."""
     import numpy as np  # noqa: PLC0415
     from safetensors.numpy import save_file  # noqa: PLC0415
+
     from termwise.server.inference.architectures import (  # noqa: PLC0415
         find_architecture,
         read_dimensions,

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from termwise.server.context import RequestContext
 from termwise.server.errors import (
     AlreadyExistsError,

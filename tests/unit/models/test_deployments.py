@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from termwise.server.context import RequestContext
 from termwise.server.errors import (
     AlreadyExistsError,

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
 from termwise.server.models.repositories.base import FetchStoppedError
 from termwise.server.models.repositories.file import FileRepository

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+
 from termwise.server.errors import (
     FailedPreconditionError,
     InvalidArgumentError,

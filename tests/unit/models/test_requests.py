@@ -6,6 +6,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.errors import InvalidArgumentError, NotFoundError
 from termwise.server.inference.base import ExpansionConfig
 from termwise.server.models.packaged import PACKAGED

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.models import artifacts
 from termwise.server.models.repositories import wheel

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.server.errors import not_found
 from termwise.server.indices.catalog import OpenIndex
 from termwise.server.indices.mapping import FieldMapping, Mapping

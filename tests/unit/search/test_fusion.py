@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from termwise.server.context import RequestContext
 from termwise.server.search import fusion
 from termwise.server.search import query as q

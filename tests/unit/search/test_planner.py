@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from termwise.server.context import RequestContext
 from termwise.server.errors import DeadlineExceededError
 from termwise.server.search import booleans, planner

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.search.pruning import kept_tokens, prune
 from termwise.server.search.query import PruningConfig
 from termwise.storage.types import TokenStatistics, sparse_vector

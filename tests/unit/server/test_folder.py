@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.metadata.folder import FORMAT_VERSION, DataFolder
 

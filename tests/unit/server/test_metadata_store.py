@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+
 from termwise.server.errors import DataLossError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from termwise.server.metadata import tables
 from termwise.server.metadata.records import (

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server.errors import InvalidArgumentError
 from termwise.server.rpc.paging import after_token, page, page_size, page_token
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.server import settings as module
 from termwise.server.settings import (
     Settings,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+
 from termwise.server import errors
 from termwise.server.rpc.status import DOMAIN, TABLE, status_code, to_status
 from termwise.storage import errors as storage

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from termwise.storage.analysis import analyze, analyzer_names, check_analyzer, versioned
 from termwise.storage.errors import SchemaError
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from termwise.storage.tantivy.codec import BUCKETS_PER_OCTAVE, decode_vectors, encode_vectors, parse_term, sparse_terms
 from termwise.storage.types import SMALLEST_WEIGHT, SparseVector, sparse_vector
 

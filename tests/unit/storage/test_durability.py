@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from termwise.storage.tantivy.store import TantivyStore
 from termwise.storage.types import Everything, FieldKind, FieldSpec, IndexSchema, Sparse, sparse_vector
 

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.storage.tantivy.store import TantivyStore
 from termwise.storage.types import FieldKind, FieldSpec, IndexSchema
 

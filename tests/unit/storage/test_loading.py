@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from termwise.storage.tantivy.codec import encode_vectors, read_vectors
 from termwise.storage.tantivy.loading import Loading
 from termwise.storage.tantivy.tiles import TILE, SparseTiles, Vocabulary

@@ -6,6 +6,7 @@ from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.storage import registry
 from termwise.storage.errors import BackendMissingError
 from termwise.storage.memory import MemoryStore

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.storage.errors import SchemaError, StorageError, StorageFormatError, StorageLockedError
 from termwise.storage.tantivy.store import TantivyStore
 from termwise.storage.types import Document, Everything, FieldKind, FieldSpec, IndexSchema, Put

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from termwise.storage.tantivy.kernels import _compile
 from termwise.storage.tantivy.tiles import TILE, SparseTiles, Vocabulary
 from termwise.storage.types import SparseVector, sparse_vector

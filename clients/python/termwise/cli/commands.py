@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typer
+
 from termwise.cli import demo, deployments, evaluate, health, indices, models, pipelines, search, serve
 from termwise.cli.connect import Commands
 

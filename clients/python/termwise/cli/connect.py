@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperGroup
+
 from termwise.cli.output import fail
 from termwise.client import Client, TermwiseError, UnavailableError
-from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
+
 from termwise.cli.connect import connected
 from termwise.cli.indices import bulk_with_bar
 from termwise.cli.local_server import local_server

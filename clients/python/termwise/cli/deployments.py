@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+
 from termwise.cli.connect import connected
 from termwise.cli.options import DEFAULT_ADDRESS, Address, Format, FormatOption
 from termwise.cli.output import print_done, print_list, print_one

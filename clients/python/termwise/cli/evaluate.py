@@ -9,6 +9,7 @@ from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from termwise.cli.beir import Collection, read_collection
 from termwise.cli.connect import connected
 from termwise.cli.indices import bulk_with_bar

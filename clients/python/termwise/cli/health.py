@@ -7,6 +7,7 @@ from typing import Annotated
 import grpc
 import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from termwise.cli.options import DEFAULT_ADDRESS, Address, Format, FormatOption
 from termwise.cli.output import print_done
 from termwise.client.errors import error_from_rpc

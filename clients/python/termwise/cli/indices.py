@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+
 from termwise.cli.connect import connected
 from termwise.cli.options import DEFAULT_ADDRESS, JSON_HELP, Address, Format, FormatOption, read_json, read_text
 from termwise.cli.output import count_progress, fail, print_done, print_fields, print_json, print_list, print_one

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+
 from termwise.cli.connect import connected
 from termwise.cli.options import DEFAULT_ADDRESS, JSON_HELP, Address, Format, FormatOption, read_json
 from termwise.cli.output import bytes_progress, print_done, print_list, print_one

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from termwise.client import DEFAULT_ADDRESS
 
 

@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
 from termwise.cli.options import Format
 from termwise.client.parsing import to_plain
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.text import Text
+
 from termwise.cli.connect import connected
 from termwise.cli.options import DEFAULT_ADDRESS, JSON_HELP, Address, Format, FormatOption, read_json
 from termwise.cli.output import bar, make_table, print_json, stdout

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import typer
+
 from termwise.cli.output import fail
 
 

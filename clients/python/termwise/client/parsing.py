@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+
 from termwise.client.errors import FieldViolation, InvalidArgumentError
 from termwise.client.types import SparseVector
 

@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
+
 from termwise.client import indices, pipelines, searching, trained_models
 from termwise.client.bulk import BulkProgress, BulkReport, BulkSession, StreamBrokenError, check_items, stream_ended
 from termwise.client.calls import Paged, Streaming, Stubs, Unary, as_method, channel_options

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 if TYPE_CHECKING:
     import grpc
+
     from termwise.client.errors import TermwiseError
 
 JsonObject = Mapping[str, Any]

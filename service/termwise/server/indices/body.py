@@ -6,6 +6,7 @@ import json
 from typing import Any, Final
 
 import orjson
+
 from termwise.server.errors import invalid_field
 
 MAX_DEPTH: Final = 30

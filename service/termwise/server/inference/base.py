@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
     from termwise.server.context import RequestContext
 
 

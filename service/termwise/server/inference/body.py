@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
+
 from termwise.server.inference.architectures import ACTIVATIONS
 from termwise.server.inference.linear import Linear, make_linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import Tensor
+
     from termwise.server.inference.architectures import Architecture, Dimensions
     from termwise.server.inference.packing import Group
-    from torch import Tensor
 
 
 class Norm:

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from termwise.server.errors import (
     DeadlineExceededError,
     InvalidArgumentError,

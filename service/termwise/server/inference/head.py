@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+
 from termwise.server.inference.architectures import ACTIVATIONS
 from termwise.server.inference.body import Norm
 from termwise.server.inference.linear import make_linear
@@ -12,9 +13,10 @@ from termwise.server.inference.linear import make_linear
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from torch import Tensor
+
     from termwise.server.inference.architectures import Architecture, Dimensions
     from termwise.server.inference.packing import Group
-    from torch import Tensor
 
 # Columns of a chunk. With the rows of a pass (see `splade`), a chunk's logits stay near the processor.
 _CHUNK = 1024

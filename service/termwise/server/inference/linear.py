@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
+
 from termwise.server.inference.hardware import has_onednn
 
 if TYPE_CHECKING:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.base import Side
 from termwise.server.inference.hardware import processor_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
     from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.splade import SpladeEncoder
 

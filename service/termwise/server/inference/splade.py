@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
 from termwise.server.inference.base import Expansion, Side, TokenizedText
 from termwise.server.inference.body import Body
 from termwise.server.inference.extraction import Vocabulary, extract
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+    from torch import Tensor
+
     from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.base import ExpansionConfig
     from termwise.server.inference.text import TextTokenizer
-    from torch import Tensor
 
 # Tokens of one pass through the model. Measured with chunks of 512 to 2,048 columns: 2,048 tokens are the fastest in
 # bfloat16 and within 5 % of it in float32; 4,096 lose 10 % in float32, since a chunk's logits leave the cache.

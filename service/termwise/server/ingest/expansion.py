@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+
 from termwise.server.errors import InvalidArgumentError, TermwiseError, UnavailableError
 from termwise.server.inference.base import Side
 from termwise.server.ingest.draft import Provenance

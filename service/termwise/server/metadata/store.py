@@ -19,6 +19,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.dialects.sqlite import insert
+
 from termwise.server.errors import (
     DataLossError,
     FailedPreconditionError,

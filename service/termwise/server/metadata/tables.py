@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
+
 from termwise.server.metadata.records import IndexState, ModelState
 
 if TYPE_CHECKING:

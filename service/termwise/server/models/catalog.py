@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
+
 from termwise.server.errors import (
     AlreadyExistsError,
     FailedPreconditionError,

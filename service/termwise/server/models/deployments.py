@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
+
 from termwise.server.errors import (
     FailedPreconditionError,
     Resource,

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
+
 from termwise.server.errors import FailedPreconditionError, TermwiseError
 from termwise.server.inference.base import ExpansionConfig
 from termwise.server.metadata.records import ModelState

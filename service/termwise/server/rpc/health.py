@@ -16,6 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from termwise.server.errors import NotFoundError, Resource
 
 if TYPE_CHECKING:

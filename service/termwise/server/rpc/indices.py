@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import grpc.aio
     from google.protobuf.message import Message
+
     from termwise.server.indices.catalog import Indices
     from termwise.server.indices.state import OpenIndex
     from termwise.server.ingest.bulk import Bulk

@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
+
 from termwise.server.errors import InvalidArgumentError, TermwiseError, UnavailableError, UnimplementedError
 from termwise.server.rpc.context import CURRENT_REQUEST_ID, REQUEST_ID_KEY, request_id
 from termwise.server.rpc.status import DETAILS_KEY, status_code, to_status

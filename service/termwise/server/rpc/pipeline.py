@@ -17,6 +17,7 @@ from termwise.v1 import pipeline_pb2_grpc
 
 if TYPE_CHECKING:
     import grpc.aio
+
     from termwise.server.ingest.pipelines import Pipelines
 
     Context = grpc.aio.ServicerContext[Any, Any]

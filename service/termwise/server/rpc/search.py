@@ -12,6 +12,7 @@ from termwise.v1 import search_pb2_grpc
 
 if TYPE_CHECKING:
     import grpc.aio
+
     from termwise.server.search.searcher import Searcher, SearchResult
     from termwise.v1 import search_pb2
 

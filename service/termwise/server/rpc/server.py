@@ -11,6 +11,7 @@ import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from termwise.server.errors import FailedPreconditionError
 from termwise.v1 import (
     indices_pb2,

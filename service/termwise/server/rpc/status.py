@@ -15,6 +15,7 @@ import grpc
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
+
 from termwise.server import errors
 from termwise.storage import errors as storage
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import grpc.aio
+
     from termwise.server.models.catalog import ModelCatalog
     from termwise.server.models.deployments import Deployments
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
 from termwise.server.search.conditions import FEW, all_of, is_cheap
 from termwise.server.search.ranking import Part, Ranked, Remembered, Sums, add_up, keeps_order, rounded
 from termwise.server.search.view import contained
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
     from termwise.server.search.ranking import Source
     from termwise.server.search.view import View
     from termwise.storage.types import Condition, Leaf

@@ -33,6 +33,7 @@ from math import hypot, sqrt
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
 from termwise.server.search.conditions import any_of
 from termwise.server.search.query import Normalizer
 from termwise.server.search.ranking import Part, Ranked, Remembered, add_up, keeps_order
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
     from termwise.server.search.ranking import Source, Sums
     from termwise.server.search.view import View
     from termwise.storage.types import Condition

@@ -14,10 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from termwise.storage.types import SparseVector
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
     from termwise.server.search.query import PruningConfig
     from termwise.storage.types import TokenStatistics
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+
     from termwise.storage.types import Condition
 
 LARGEST_SCORE: Final = np.float64(np.finfo(np.float32).max)

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from termwise.server.errors import DeadlineExceededError
 from termwise.server.search.conditions import FEW
 from termwise.storage.types import AllOf, AnyOf, Everything, Lexical, Not, Nothing, Sparse
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
     from termwise.server.context import RequestContext
     from termwise.storage.base import IndexReader
     from termwise.storage.types import Condition, Leaf, Ranking

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+
 from termwise.storage.conformance.reference import SCHEMA, Model, new_index, put, vector, written
 from termwise.storage.errors import SchemaError
 from termwise.storage.types import (

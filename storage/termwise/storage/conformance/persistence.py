@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from termwise.storage.conformance.reference import SCHEMA, Model, check_ranking, put, vector, written
 from termwise.storage.errors import IndexMissingError
 from termwise.storage.types import Delete, Everything, Lexical, Sparse

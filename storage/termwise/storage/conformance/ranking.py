@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from termwise.storage.conformance.matching import conditions, many
 from termwise.storage.conformance.reference import Model, check_ranking, new_index, put, vector, written
 from termwise.storage.errors import SchemaError

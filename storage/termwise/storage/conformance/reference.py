@@ -10,6 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from termwise.storage.analysis import analyze
 from termwise.storage.errors import OperationError
 from termwise.storage.types import (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
 from termwise.storage.conformance.reference import SCHEMA, new_index, put, vector, written
 from termwise.storage.errors import (
     DocumentExistsError,

@@ -6,6 +6,7 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+
 from termwise.storage.types import SparseVector
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tantivy import FieldType, Occur, Query
+
 from termwise.storage.analysis import analyze
 from termwise.storage.checks import LARGEST_INTEGER, SMALLEST_INTEGER, Column, condition_values
 from termwise.storage.tantivy.codec import parse_term
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tantivy import Schema, Searcher
+
     from termwise.storage.tantivy.layout import FieldPlace, Layout
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import tantivy
+
 from termwise.storage.checks import check_document, refusal
 from termwise.storage.errors import StorageError, StorageFullError, StorageLockedError
 from termwise.storage.tantivy.codec import encode_vectors, read_vectors, sparse_terms
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
     from termwise.storage.checks import Column
     from termwise.storage.tantivy.layout import Layout
     from termwise.storage.tantivy.tiles import SparseTiles

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import tantivy
+
 from termwise.storage.analysis import check_analyzer, text_analyzer, versioned
 from termwise.storage.errors import SchemaError, StorageFormatError
 from termwise.storage.types import FieldKind, FieldSpec, IndexSchema

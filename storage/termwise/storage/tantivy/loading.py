@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
 from termwise.storage.tantivy.kernels import distinct
 from termwise.storage.tantivy.tiles import TILE, SparseTiles, Tile, Vocabulary, make_tile
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
 
     from numpy.typing import NDArray
+
     from termwise.storage.tantivy.codec import EncodedVector
 
 _CHUNK: Final = 16_384

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from tantivy import Occur, Query
+
 from termwise.storage.tantivy.codec import BUCKETS_PER_OCTAVE
 from termwise.storage.types import Ranking
 

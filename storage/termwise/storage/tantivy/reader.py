@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from tantivy import Occur, Query
+
 from termwise.storage.checks import check_condition, check_depth, field_of
 from termwise.storage.tantivy.codec import decode_vectors
 from termwise.storage.tantivy.conditions import Conditions
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from tantivy import DocAddress, Document, Schema, Searcher
+
     from termwise.storage.tantivy.layout import Layout
     from termwise.storage.tantivy.tiles import SparseTiles
 

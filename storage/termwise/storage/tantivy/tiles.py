@@ -19,12 +19,14 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
 from termwise.storage.tantivy.kernels import accumulate, invert, merge, select
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
     from termwise.storage.types import SparseVector
 
 TILE: Final = 65_536

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as AnyMapping
 
     from google.protobuf.struct_pb2 import Struct, Value
+
     from termwise.server.indices.mapping import Mapping
     from termwise.storage.types import SparseVector
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
     from google.protobuf.struct_pb2 import Value
+
     from termwise.storage.types import SparseVector
     from termwise.v1 import sparse_vector_pb2
 

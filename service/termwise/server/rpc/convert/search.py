@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
+
 from termwise.server.errors import invalid_field
 from termwise.server.identifiers import check_identifier
 from termwise.server.indices.source_filter import MAX_PATTERNS, SourceFilter

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from termwise.server.errors import invalid_field
 from termwise.server.inference.base import ExpansionConfig, Side
 from termwise.server.metadata.records import ModelState
