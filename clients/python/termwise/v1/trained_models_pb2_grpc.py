@@ -139,7 +139,8 @@ class TrainedModelsServicer(object):
 
     def DownloadTrainedModel(self, request, context):
         """Starts the download, or joins the one that runs, and streams its progress until the model's state is final. Leaving
-        the stream stops nothing. A READY model answers with one message.
+        the stream stops nothing. A READY model answers with one message. A download that ends well starts those deployments
+        of the model again that FAILED for lack of it.
 
         NOT_FOUND where there is no model; UNAVAILABLE where the source cannot be reached; FAILED_PRECONDITION where what it
         gave cannot be used (a wrong checksum, a missing file, a pickle); RESOURCE_EXHAUSTED where the disk is full.

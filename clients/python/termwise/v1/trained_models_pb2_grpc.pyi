@@ -56,7 +56,8 @@ class TrainedModelsStub:
     """Deletes a model and its artefacts. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment runs it."""
     DownloadTrainedModel: _grpc.UnaryStreamMultiCallable[_trained_models_pb2.DownloadTrainedModelRequest, _trained_models_pb2.DownloadTrainedModelResponse]
     """Starts the download, or joins the one that runs, and streams its progress until the model's state is final. Leaving
-    the stream stops nothing. A READY model answers with one message.
+    the stream stops nothing. A READY model answers with one message. A download that ends well starts those deployments
+    of the model again that FAILED for lack of it.
 
     NOT_FOUND where there is no model; UNAVAILABLE where the source cannot be reached; FAILED_PRECONDITION where what it
     gave cannot be used (a wrong checksum, a missing file, a pickle); RESOURCE_EXHAUSTED where the disk is full.
@@ -112,7 +113,8 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     """Deletes a model and its artefacts. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment runs it."""
     DownloadTrainedModel: _aio.UnaryStreamMultiCallable[_trained_models_pb2.DownloadTrainedModelRequest, _trained_models_pb2.DownloadTrainedModelResponse]  # type: ignore[assignment]
     """Starts the download, or joins the one that runs, and streams its progress until the model's state is final. Leaving
-    the stream stops nothing. A READY model answers with one message.
+    the stream stops nothing. A READY model answers with one message. A download that ends well starts those deployments
+    of the model again that FAILED for lack of it.
 
     NOT_FOUND where there is no model; UNAVAILABLE where the source cannot be reached; FAILED_PRECONDITION where what it
     gave cannot be used (a wrong checksum, a missing file, a pickle); RESOURCE_EXHAUSTED where the disk is full.
@@ -195,7 +197,8 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trained_models_pb2.DownloadTrainedModelResponse], _abc.AsyncIterator[_trained_models_pb2.DownloadTrainedModelResponse]]:
         """Starts the download, or joins the one that runs, and streams its progress until the model's state is final. Leaving
-        the stream stops nothing. A READY model answers with one message.
+        the stream stops nothing. A READY model answers with one message. A download that ends well starts those deployments
+        of the model again that FAILED for lack of it.
 
         NOT_FOUND where there is no model; UNAVAILABLE where the source cannot be reached; FAILED_PRECONDITION where what it
         gave cannot be used (a wrong checksum, a missing file, a pickle); RESOURCE_EXHAUSTED where the disk is full.
