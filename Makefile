@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-slow lint format proto proto-check proto-baseline eval lock clean \
-	bench bench-encode bench-search bench-overhead
+	bench bench-encode bench-search bench-storage bench-overhead
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -82,13 +82,16 @@ lock: .venv/.dev ## Pin what .venv holds
 
 # --- measuring it
 
-bench: bench-encode bench-search bench-overhead ## Every benchmark
+bench: bench-encode bench-search bench-storage bench-overhead ## Every benchmark
 
 bench-encode: .venv/.dev ## Encoder beside sentence-transformers
 	@$(BIN)/python tests/bench/bench_encode.py $(ARGS)
 
 bench-search: .venv/.dev ## Sparse search over 100,000 passages beside scipy, through gRPC
 	@$(BIN)/python tests/bench/bench_search.py $(ARGS)
+
+bench-storage: .venv/.dev ## The tantivy backend alone: writing, ranking, opening
+	@$(BIN)/python tests/bench/bench_storage.py $(ARGS)
 
 bench-overhead: .venv/.dev ## What the service adds to the encoder, and health under load
 	@$(BIN)/python tests/bench/bench_overhead.py $(ARGS)

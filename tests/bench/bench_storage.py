@@ -1,6 +1,6 @@
 """Measures sparse search and writing of the tantivy backend, and checks every ranking against scipy.
 
-    python tests/bench/bench_sparse.py [--documents 100000] [--synthetic] [--no-exact-path]
+    python tests/bench/bench_storage.py [--documents 100000] [--synthetic] [--no-exact-path]
 
 Where the real collection is not at hand (see `vectors`), vectors are synthetic, and figures from them say so.
 """
