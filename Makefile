@@ -3,6 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STUBS := clients/python/termwise/v1
+# Benchmarks share what tests share.
+BENCH := PYTHONPATH=tests/fixtures $(BIN)/python tests/bench
 PORTIONS := -p termwise.server -p termwise.storage -p termwise.client -p termwise.cli
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -86,16 +88,16 @@ lock: .venv/.dev ## Pin what .venv holds
 bench: bench-encode bench-search bench-storage bench-overhead ## Every benchmark
 
 bench-encode: .venv/.dev ## Encoder beside sentence-transformers
-	@$(BIN)/python tests/bench/bench_encode.py $(ARGS)
+	@$(BENCH)/bench_encode.py $(ARGS)
 
 bench-search: .venv/.dev ## Sparse search over 100,000 passages beside scipy, through gRPC
-	@$(BIN)/python tests/bench/bench_search.py $(ARGS)
+	@$(BENCH)/bench_search.py $(ARGS)
 
 bench-storage: .venv/.dev ## The tantivy backend alone: writing, ranking, opening
-	@$(BIN)/python tests/bench/bench_storage.py $(ARGS)
+	@$(BENCH)/bench_storage.py $(ARGS)
 
 bench-overhead: .venv/.dev ## What the service adds to the encoder, and health under load
-	@$(BIN)/python tests/bench/bench_overhead.py $(ARGS)
+	@$(BENCH)/bench_overhead.py $(ARGS)
 
 clean: ## Remove what was built, .venv included
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

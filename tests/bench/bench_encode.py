@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.util
 import inspect
 import json
 import logging
@@ -27,6 +26,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from default_model import fetch_default_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,7 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     warnings.simplefilter("ignore")
-    results = measure(arguments.model or fetch_model(), arguments.rounds)
+    results = measure(arguments.model or fetch_default_model(), arguments.rounds)
     if arguments.format == "json":
         for result in results:
             print(json.dumps(result), flush=True)
@@ -174,18 +175,6 @@ def load_peer(model: Path) -> Any:
     logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
     body = modules.MLMTransformer(str(model))
     return SparseEncoder(modules=[body, modules.SpladePooling(pooling_strategy="max")], device="cpu")
-
-
-def fetch_model() -> Path:
-    """Fetch the default model."""
-    file = Path(__file__).parents[1] / "fixtures" / "default_model.py"
-    spec = importlib.util.spec_from_file_location("default_model", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder: Path = module.fetch_default_model()
-    return folder
 
 
 def show(results: list[dict[str, Any]]) -> None:

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
-import vectors
 
+import vectors
 from termwise.v1 import (
     document_pb2,
     indices_pb2,

@@ -1,6 +1,6 @@
 """Measures sparse search and writing of the tantivy backend, and checks every ranking against scipy.
 
-    python tests/bench/bench_storage.py [--documents 100000] [--synthetic] [--no-exact-path]
+    make bench-storage ARGS="[--documents 100000] [--synthetic] [--no-exact-path]"
 
 Where the real collection is not at hand (see `vectors`), vectors are synthetic, and figures from them say so.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import vectors
 
+import vectors
 from termwise.storage.tantivy.store import TantivyStore
 from termwise.storage.types import Document, FieldKind, FieldSpec, IndexSchema, Put, Sparse, SparseVector, Terms
 

@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from default_model import fetch_default_model
 from termwise.server.inference.base import ExpansionConfig, Side
 from termwise.server.inference.loader import load_encoder
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "fixtures"))
-from default_model import fetch_default_model  # noqa: E402 - it is no package
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("TERMWISE_BENCH_DATA", ROOT.parent / "shared" / "data"))
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "termwise" / "bench"
 QUERY_TOKENS = 30

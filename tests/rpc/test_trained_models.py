@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import numpy as np
 import pytest
 from google.protobuf import json_format
-from safetensors.numpy import save_file
 
-from termwise.server.inference.architectures import find_architecture, read_dimensions, tensor_shapes
+from small_model import WORDS, make_small_model
 from termwise.server.inference.fake import FakeEncoder
 from termwise.server.inference.loader import inspect_model, load_encoder
 from termwise.server.metadata.store import MetadataStore
@@ -29,38 +26,11 @@ if TYPE_CHECKING:
 
 Code = grpc.StatusCode
 Model = pb.TrainedModel
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "salmon", "farm", "planet"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Give the folder of a BertForMaskedLM of one small layer."""
-    made = tmp_path / "tiny"
-    made.mkdir()
-    config = {
-        "architectures": ["BertForMaskedLM"],
-        "model_type": "bert",
-        "hidden_act": "gelu",
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "layer_norm_eps": 1e-12,
-        "max_position_embeddings": 32,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "type_vocab_size": 2,
-        "vocab_size": len(WORDS),
-    }
-    (made / "config.json").write_text(json.dumps(config))
-    (made / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    (made / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
-    architecture = find_architecture(config)
-    shapes = dict(tensor_shapes(architecture, read_dimensions(architecture, config)))
-    shapes["bert.embeddings.token_type_embeddings.weight"] = (2, 8)
-    shapes.setdefault(architecture.bias[0], (len(WORDS),))
-    random = np.random.default_rng(1)
-    tensors = {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-    save_file(tensors, made / "model.safetensors")
-    return made
+    return make_small_model(tmp_path / "tiny")
 
 
 class Held:

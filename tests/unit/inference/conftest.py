@@ -1,33 +1,25 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from default_model import fetch_default_model
 from termwise.server.inference.base import Encoder, ExpansionConfig
 from termwise.server.inference.hardware import has_bfloat16
 from termwise.server.inference.loader import load_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 _TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "the", "cat", "sat", "##s", "mat", "caf", "##e"]
 
 
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
-    """Fetch the default model."""
-    file = Path(__file__).parents[2] / "fixtures" / "default_model.py"
-    spec = importlib.util.spec_from_file_location("default_model", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder: Path = module.fetch_default_model()
-    return folder
+    return fetch_default_model()
 
 
 @pytest.fixture(scope="session")

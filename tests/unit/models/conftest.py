@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import json
 import resource
 import threading
 import zipfile
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from small_model import make_small_model
 from termwise.server.context import RequestContext
 from termwise.server.inference.base import ExpansionConfig
 from termwise.server.inference.fake import FakeEncoder
@@ -232,38 +232,4 @@ def tree() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Path:
-    """Give the folder of a real, very small BertForMaskedLM with zero weights."""
-    import numpy as np  # noqa: PLC0415
-    from safetensors.numpy import save_file  # noqa: PLC0415
-
-    from termwise.server.inference.architectures import (  # noqa: PLC0415
-        find_architecture,
-        read_dimensions,
-        tensor_shapes,
-    )
-
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "salmon", "farm", "planet"]
-    config = {
-        "architectures": ["BertForMaskedLM"],
-        "model_type": "bert",
-        "hidden_act": "gelu",
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "layer_norm_eps": 1e-12,
-        "max_position_embeddings": 32,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "type_vocab_size": 2,
-        "vocab_size": len(vocabulary),
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
-    architecture = find_architecture(config)
-    shapes = dict(tensor_shapes(architecture, read_dimensions(architecture, config)))
-    shapes["bert.embeddings.token_type_embeddings.weight"] = (2, 8)
-    shapes.setdefault(architecture.bias[0], (len(vocabulary),))
-    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
-    return folder
+    return make_small_model(tmp_path / "tiny")
