@@ -44,13 +44,17 @@ class IndexReader(Protocol):
         """Give documents that this reader ranked or matched, in the order of `seq_nos`."""
         ...
 
-    def rank(self, leaf: Leaf, depth: int, where: Condition | None = None) -> Ranking:
+    def rank(self, leaf: Leaf, depth: int, where: Condition | None = None, *, count: int | None = None) -> Ranking:
         """Rank the documents that match `leaf` and `where`, and give the best `depth` (1 or more) of them.
 
-        Ties go to the smaller seq_no, at the cut too.
+        Ties go to the smaller seq_no, at the cut too. All matches are counted by default. With `count` (0 or more)
+        they are counted as far as that: where at least so many match, `Ranking.total` may be any number between
+        `count` and their true number, and `counted` is False. That lets a backend skip documents that cannot be among
+        the best. A ranking of fewer than `depth` documents is always counted.
 
         Raises:
             SchemaError: the leaf's or a condition's field does not exist or is of another kind.
+            ValueError: `depth` or `count` is out of range.
 
         """
         ...

@@ -220,10 +220,12 @@ def refusal(
     return None
 
 
-def check_depth(depth: int) -> None:
-    """Refuse a ranking of nothing; a caller's bug, hence ValueError."""
+def check_depth(depth: int, count: int | None = None) -> None:
+    """Refuse a ranking of nothing, and a count below 0; a caller's bug, hence ValueError."""
     if depth < 1:
         raise ValueError(f"depth is {depth}; rank at least 1 document.")
+    if count is not None and count < 0:
+        raise ValueError(f"count is {count}; count 0 matches or more, or None for all.")
 
 
 def _size(text: str) -> int:

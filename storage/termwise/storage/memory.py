@@ -112,18 +112,20 @@ class MemoryReader:
         """See `IndexReader.fetch`."""
         return [_stored(self._by_seq_no[seq_no]) for seq_no in seq_nos.tolist()]
 
-    def rank(self, leaf: Leaf, depth: int, where: Condition | None = None) -> Ranking:
-        """See `IndexReader.rank`."""
-        check_depth(depth)
+    def rank(self, leaf: Leaf, depth: int, where: Condition | None = None, *, count: int | None = None) -> Ranking:
+        """See `IndexReader.rank`. It counts no further than it is asked to, so that callers meet that case."""
+        check_depth(depth, count)
         scores = self._scores(leaf)
         if where is not None:
             check_condition(self._schema, where)
             scores = {n: score for n, score in scores.items() if self._matches(self._by_seq_no[n], where)}
         best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:depth]
+        total = len(scores) if count is None else max(len(best), min(count, len(scores)))
         return Ranking(
             np.array([seq_no for seq_no, _ in best], dtype=np.int64),
             np.array([score for _, score in best], dtype=np.float32),
-            total=len(scores),
+            total,
+            counted=total == len(scores),
         )
 
     def score(self, leaf: Leaf, seq_nos: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -302,19 +302,21 @@ class Ranking:
     """The best documents of a leaf.
 
     `seq_nos` (int64) and `scores` (float32) have equal length, ordered by score descending, then seq_no ascending.
-    `total` documents match in all. `exhausted`: the ranking holds every one of them. Scores are off by at most
-    `max_error`, 0 for exact ones.
+    `total` documents match in all, or at least so many where `counted` is False; it is never below the ranking's own
+    length. `exhausted`: the ranking is known to hold every one of them. Scores are off by at most `max_error`, 0 for
+    exact ones.
     """
 
     seq_nos: NDArray[np.int64]
     scores: NDArray[np.float32]
     total: int
     max_error: float = 0.0
+    counted: bool = True
 
     @property
     def exhausted(self) -> bool:
         """Whether no document is missing."""
-        return len(self.seq_nos) >= self.total
+        return self.counted and len(self.seq_nos) >= self.total
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -370,11 +370,11 @@ class Gate:
         gate, reader = self, self.index.reader()
 
         class Reader:
-            def rank(self, *arguments: Any) -> Any:
+            def rank(self, *arguments: Any, **options: Any) -> Any:
                 gate.entered.release()
                 assert gate.open.wait(30)
                 gate.ranked += 1
-                return reader.rank(*arguments)
+                return reader.rank(*arguments, **options)
 
             def fetch(self, *arguments: Any) -> Any:
                 gate.fetched += 1

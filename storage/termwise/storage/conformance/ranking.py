@@ -78,7 +78,13 @@ def _check_scores(reader: IndexReader, leaf: Leaf, scores: dict[int, float], eve
 
 class SparseConformance:
     @many
-    @given(batches=st.lists(_operations, max_size=3), query=_vectors, depth=st.integers(1, 8), where=_wheres)
+    @given(
+        batches=st.lists(_operations, max_size=3),
+        query=_vectors,
+        depth=st.integers(1, 8),
+        where=_wheres,
+        count=st.integers(0, 12),
+    )
     def test_sparse_rankings_are_those_of_a_walk(
         self,
         store: IndexStore,
@@ -86,6 +92,7 @@ class SparseConformance:
         query: SparseVector,
         depth: int,
         where: Condition | None,
+        count: int,
     ) -> None:
         index, model = new_index(store), Model()
         for batch in batches:
@@ -93,12 +100,14 @@ class SparseConformance:
         reader, leaf = index.reader(), Sparse("vec", query)
         scores = model.dot_products("vec", query)
         check_ranking(reader.rank(leaf, depth), scores, depth, _ROUNDING)
+        check_ranking(reader.rank(leaf, depth, count=count), scores, depth, _ROUNDING, count)
         _check_scores(reader, leaf, scores, list(model.alive()))
         assert reader.match(leaf).tolist() == sorted(scores)
         if where is not None:
             matched = set(model.match(where))
             narrowed = {seq_no: score for seq_no, score in scores.items() if seq_no in matched}
             check_ranking(reader.rank(leaf, depth, where), narrowed, depth, _ROUNDING)
+            check_ranking(reader.rank(leaf, depth, where, count=count), narrowed, depth, _ROUNDING, count)
         store.drop(next(name for name in store.list() if store.open(name) is index))
 
     def test_sparse_scores_are_dot_products(self, store: IndexStore) -> None:
@@ -158,6 +167,23 @@ class SparseConformance:
     def test_ranking_nothing_is_refused(self, store: IndexStore) -> None:
         with pytest.raises(ValueError, match="depth"):
             new_index(store).reader().rank(Sparse("vec", vector({"a": 1})), 0)
+        with pytest.raises(ValueError, match="count"):
+            new_index(store).reader().rank(Sparse("vec", vector({"a": 1})), 1, count=-1)
+
+    def test_matches_are_counted_as_far_as_asked(self, store: IndexStore) -> None:
+        index = new_index(store)
+        written(index, *(put(str(number), body="salmon", vec={"a": 1}) for number in range(30)))
+        reader = index.reader()
+        for leaf in (Sparse("vec", vector({"a": 1})), Lexical("body", "salmon")):
+            for depth in (3, 30, 40):
+                for count in (0, 7, 29, 30, 31, 1000):
+                    ranking = reader.rank(leaf, depth, count=count)
+                    assert len(ranking.seq_nos) == min(depth, 30)
+                    assert max(len(ranking.seq_nos), min(count, 30)) <= ranking.total <= 30
+                    assert ranking.counted or ranking.total >= count
+                    assert not ranking.counted or ranking.total == 30
+                    assert ranking.counted or depth <= 30
+                    assert not ranking.exhausted or depth >= 30
 
     def test_leaves_of_the_wrong_kind_are_refused(self, store: IndexStore) -> None:
         reader = new_index(store).reader()
@@ -187,6 +213,7 @@ class LexicalConformance:
         reader, leaf = index.reader(), Lexical(name, query, all_words)
         scores = model.bm25(leaf)
         check_ranking(reader.rank(leaf, depth), scores, depth, 1e-5)
+        check_ranking(reader.rank(leaf, depth, count=3), scores, depth, 1e-5, 3)
         _check_scores(reader, leaf, scores, list(model.alive()))
         english = Terms("lang", ("en",))
         narrowed = {seq_no: score for seq_no, score in scores.items() if seq_no in set(model.match(english))}

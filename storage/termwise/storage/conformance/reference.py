@@ -205,13 +205,21 @@ def one_byte_length(length: int) -> int:
     return 24 + (rest >> shift << shift)
 
 
-def check_ranking(ranking: Ranking, scores: Mapping[int, float], depth: int, tolerance: float) -> None:
+def check_ranking(
+    ranking: Ranking, scores: Mapping[int, float], depth: int, tolerance: float, count: int | None = None
+) -> None:
     """Check a ranking against the true scores of all documents that match.
 
-    `tolerance` is relative, for rounding; the ranking's own `max_error` comes on top.
+    `tolerance` is relative, for rounding; the ranking's own `max_error` comes on top. `count` is what was asked for.
     """
     listed, given = ranking.seq_nos.tolist(), ranking.scores.tolist()
-    assert ranking.total == len(scores)
+    if ranking.counted:
+        assert ranking.total == len(scores)
+    else:
+        assert count is not None
+        assert max(count, len(listed)) <= ranking.total <= len(scores)
+    assert ranking.exhausted == (ranking.counted and len(listed) == len(scores))
+    assert ranking.counted or len(listed) == depth
     assert len(listed) == len(given) == len(set(listed)) == min(depth, len(scores))
     assert ranking.seq_nos.dtype == np.int64
     assert ranking.scores.dtype == np.float32

@@ -84,9 +84,9 @@ class TantivyReader:
         address = self._address("key", id_)
         return 0 if address is None else self._seq_nos([address])[0]
 
-    def rank(self, leaf: Leaf, depth: int, where: Condition | None = None) -> Ranking:
+    def rank(self, leaf: Leaf, depth: int, where: Condition | None = None, *, count: int | None = None) -> Ranking:
         """See `IndexReader.rank`."""
-        check_depth(depth)
+        check_depth(depth, count)
         check_condition(self._layout.schema, leaf)
         if where is not None:
             check_condition(self._layout.schema, where)
