@@ -1,11 +1,11 @@
 """Sparse vectors to measure with: real ones of Wikipedia passages where those are at hand, else synthetic ones.
 
 - Up to 100,000 documents: SPLADE vectors of as many real Wikipedia passages by the default model, `wiki-100k`.
-- Above: the same passages, then resampled ones, `wiki-100k resampled (synthetic)`. A resampled document keeps each token
-  of one real passage with probability .9 and takes each token of another with probability .1, so that lengths and
-  document frequencies stay as they are; every weight is then multiplied by a lognormal factor (sigma .2).
+- Above: the same passages, then resampled ones, `wiki-100k resampled (synthetic)`. A resampled document keeps each
+  token of one real passage with probability .9 and takes each token of another with probability .1, so that lengths
+  and document frequencies stay as they are; every weight is then multiplied by a lognormal factor (sigma .2).
 - Queries `short`: real search titles of Wikipedia through the query side of the default model, as long as they come.
-  Queries `long`: the 150 heaviest tokens of passages of another real collection, msmarco-dl5k, none of which is indexed.
+  Queries `long`: the 150 heaviest tokens of passages of another real collection, msmarco-dl5k, which is not indexed.
 - Without the collections: documents and queries drawn by Zipf's law, `synthetic`.
 
 Vectors are made once and kept in the user's cache. The collections are looked for in `$TERMWISE_BENCH_DATA`, then in
