@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.base import Encoder, Expansion, ExpansionConfig, Side
+from termwise.server.inference.hardware import has_bfloat16
 from termwise.server.inference.loader import load_encoder
 
 if TYPE_CHECKING:
@@ -76,37 +78,95 @@ def test_bfloat16_stays_near_plain_transformers(bfloat16_encoder: Encoder, model
         assert cosine(dense(expansion, bfloat16_encoder.vocabulary_size), row) > 0.999
 
 
-@pytest.mark.parametrize(
-    ("architecture", "changes"),
-    [
-        ("bert", {}),
-        ("bert", {"tie_word_embeddings": False}),
-        ("bert", {"hidden_act": "relu"}),
-        ("bert", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5}),
-        ("distilbert", {}),
-        ("distilbert", {"activation": "relu"}),
-    ],
-)
+def forward(folder: Path, ids: Sequence[int]) -> NDArray[np.float32]:
+    """Give the weights of a text by plain transformers."""
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([list(ids)])).logits[0]
+    weights: NDArray[np.float32] = torch.log1p(torch.relu(logits)).amax(0).numpy()
+    return weights
+
+
+# The last two spell the padding token of some of the vocabularies out.
+SMALL_TEXTS = [
+    "the cat sat",
+    "a b c",
+    "the cats sat on the mat " * 12,
+    "W3 w4",
+    "sat the cat",
+    "a <pad> cat <pad> b",
+    "<pad>",
+]
+ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
+    ("bert", {}),
+    ("bert", {"tie_word_embeddings": False}),
+    ("bert", {"hidden_act": "relu"}),
+    ("bert", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5}),
+    ("distilbert", {}),
+    ("distilbert", {"activation": "relu"}),
+    ("roberta", {}),
+    ("roberta", {"tie_word_embeddings": False, "hidden_act": "relu", "type_vocab_size": 1}),
+    ("roberta", {"pad_token_id": 5}),
+    ("xlm-roberta", {}),
+    ("mpnet", {}),
+    ("mpnet", {"tie_word_embeddings": False, "hidden_act": "relu", "max_position_embeddings": 400}),
+    ("electra", {}),
+    ("electra", {"embedding_size": 32}),
+    ("electra", {"tie_word_embeddings": False, "hidden_act": "relu"}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "changes"), ARCHITECTURES)
 def test_each_architecture_equals_plain_transformers(
     make_model: Callable[..., Path], architecture: str, changes: dict[str, Any]
 ) -> None:
     folder = make_model(architecture, **changes)
-    encoder = load_encoder(folder, ExpansionConfig(), precision="float32")
-    texts = ["the cat sat", "a b c", "the cats sat on the mat " * 12, "W3 w4"]
-    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
-    for text, expansion in zip(texts, expand(encoder, texts), strict=True):
-        ids = encoder.tokenize([text], Side.DOCUMENT)[0].ids
-        with torch.inference_mode():
-            row = torch.log1p(torch.relu(model(input_ids=torch.tensor([list(ids)])).logits[0])).amax(0).numpy()
-        np.testing.assert_allclose(dense(expansion, encoder.vocabulary_size), row, atol=1e-4)
+    config = ExpansionConfig(query_prefix="the cat ")
+    encoder = load_encoder(folder, config, precision="float32")
+    texts = [*SMALL_TEXTS, "the cats sat on the mat " * 60]
+    for side in Side:
+        for text, expansion in zip(texts, expand(encoder, texts, side), strict=True):
+            row = forward(folder, encoder.tokenize([text], side)[0].ids)
+            np.testing.assert_allclose(dense(expansion, encoder.vocabulary_size), row, atol=1e-4)
 
 
-def test_vocabulary_without_tokenizer_json_cuts_as_transformers_does(make_model: Callable[..., Path]) -> None:
-    folder = make_model()
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "mpnet", "electra"])
+def test_each_architecture_stays_near_plain_transformers_in_bfloat16(
+    make_model: Callable[..., Path], architecture: str
+) -> None:
+    if not has_bfloat16():
+        pytest.skip("this processor does not compute in bfloat16")
+    # Wide enough for layers in bfloat16.
+    wide = {"dim": 160} if architecture == "distilbert" else {"hidden_size": 160}
+    folder = make_model(architecture, initializer_range=0.1, **wide)
+    encoder = load_encoder(folder, ExpansionConfig(query_prefix="the cat "), precision="bfloat16")
+    assert encoder.precision == "bfloat16"
+    for side in Side:
+        for text, expansion in zip(SMALL_TEXTS, expand(encoder, SMALL_TEXTS, side), strict=True):
+            row = forward(folder, encoder.tokenize([text], side)[0].ids)
+            assert cosine(dense(expansion, encoder.vocabulary_size), row) > 0.998
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "mpnet", "electra"])
+def test_vocabulary_without_tokenizer_json_cuts_as_transformers_does(
+    make_model: Callable[..., Path], architecture: str
+) -> None:
+    folder = make_model(architecture)
     encoder = load_encoder(folder, ExpansionConfig(), precision="float32")
     peer = AutoTokenizer.from_pretrained(folder)
-    for text in ("The CATS sat", "café, mat.", "unknown 北 w7"):
+    for text in ("The CATS sat", "café, mat.", "unknown 北 w7", "the <mask> cat", "the [MASK]", "a <pad>[PAD] b"):
         assert list(encoder.tokenize([text], Side.QUERY)[0].ids) == peer(text)["input_ids"]
+
+
+@pytest.mark.parametrize(("architecture", "longest"), [("bert", 100), ("roberta", 98), ("mpnet", 98), ("electra", 100)])
+def test_longest_text_fills_the_positions_that_a_model_has(
+    make_model: Callable[..., Path], architecture: str, longest: int
+) -> None:
+    folder = make_model(architecture)
+    encoder = load_encoder(folder, ExpansionConfig(), precision="float32")
+    assert expand(encoder, ["the cats sat " * 100])[0].token_count == longest
+    with pytest.raises(FailedPreconditionError, match=f"takes 3 to {longest}"):
+        load_encoder(folder, ExpansionConfig(max_tokens=longest + 1))
 
 
 _WORDS = st.sampled_from(["salmon", "farm", "net", "tide", "pluto", "compress", "the", "of", "42", "naïve", "zlib"])

@@ -1,18 +1,30 @@
-"""The architectures that the packed encoder runs, as tables of names: what differs between them is data, not code.
+"""What a model's config.json says: which of the architectures it is, its figures, and the tensors that it must have.
 
-A new architecture is a new `Architecture`, as long as it is a stack of post-norm transformer layers under a
-masked-token head. Nothing here needs torch.
+Nothing here needs torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from termwise.server.errors import FailedPreconditionError
+from termwise.server.inference.layouts import ARCHITECTURES, Architecture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+__all__ = [
+    "ACTIVATIONS",
+    "ARCHITECTURES",
+    "RELATIVE_BUCKETS",
+    "Architecture",
+    "Dimensions",
+    "current_name",
+    "find_architecture",
+    "read_dimensions",
+    "tensor_shapes",
+]
 
 # Activations that oneDNN fuses into a product, as (its name, its algorithm), by their names in a model's config.json.
 ACTIVATIONS = {
@@ -22,98 +34,8 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": ("gelu", "tanh"),
     "relu": ("relu", ""),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """Where a kind of model keeps its figures and its weights.
-
-    `dimensions` maps the fields of `Dimensions` to keys of config.json. `embeddings`, `layer` and `head` map the parts
-    of the packed encoder to names of tensors without their `.weight` and `.bias`; a layer's names hold `{layer}`.
-    """
-
-    name: str
-    dimensions: Mapping[str, str]
-    embeddings: Mapping[str, str]
-    layer: Mapping[str, str]
-    head: Mapping[str, str]
-    # Names that the head's vocabulary bias may have.
-    bias: tuple[str, ...]
-    # Figures that config.json may leave out.
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-_BERT = Architecture(
-    name="BertForMaskedLM",
-    dimensions={
-        "hidden": "hidden_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "intermediate": "intermediate_size",
-        "activation": "hidden_act",
-        "epsilon": "layer_norm_eps",
-        "vocabulary": "vocab_size",
-        "positions": "max_position_embeddings",
-        "types": "type_vocab_size",
-    },
-    embeddings={
-        "word": "bert.embeddings.word_embeddings",
-        "position": "bert.embeddings.position_embeddings",
-        "type": "bert.embeddings.token_type_embeddings",
-        "norm": "bert.embeddings.LayerNorm",
-    },
-    layer={
-        "query": "bert.encoder.layer.{layer}.attention.self.query",
-        "key": "bert.encoder.layer.{layer}.attention.self.key",
-        "value": "bert.encoder.layer.{layer}.attention.self.value",
-        "attention": "bert.encoder.layer.{layer}.attention.output.dense",
-        "attention_norm": "bert.encoder.layer.{layer}.attention.output.LayerNorm",
-        "intermediate": "bert.encoder.layer.{layer}.intermediate.dense",
-        "output": "bert.encoder.layer.{layer}.output.dense",
-        "output_norm": "bert.encoder.layer.{layer}.output.LayerNorm",
-    },
-    head={
-        "transform": "cls.predictions.transform.dense",
-        "norm": "cls.predictions.transform.LayerNorm",
-        "decoder": "cls.predictions.decoder",
-    },
-    bias=("cls.predictions.bias", "cls.predictions.decoder.bias"),
-    defaults={"activation": "gelu", "epsilon": 1e-12, "types": 2},
-)
-
-_DISTILBERT = Architecture(
-    name="DistilBertForMaskedLM",
-    dimensions={
-        "hidden": "dim",
-        "layers": "n_layers",
-        "heads": "n_heads",
-        "intermediate": "hidden_dim",
-        "activation": "activation",
-        "vocabulary": "vocab_size",
-        "positions": "max_position_embeddings",
-    },
-    embeddings={
-        "word": "distilbert.embeddings.word_embeddings",
-        "position": "distilbert.embeddings.position_embeddings",
-        "norm": "distilbert.embeddings.LayerNorm",
-    },
-    layer={
-        "query": "distilbert.transformer.layer.{layer}.attention.q_lin",
-        "key": "distilbert.transformer.layer.{layer}.attention.k_lin",
-        "value": "distilbert.transformer.layer.{layer}.attention.v_lin",
-        "attention": "distilbert.transformer.layer.{layer}.attention.out_lin",
-        "attention_norm": "distilbert.transformer.layer.{layer}.sa_layer_norm",
-        "intermediate": "distilbert.transformer.layer.{layer}.ffn.lin1",
-        "output": "distilbert.transformer.layer.{layer}.ffn.lin2",
-        "output_norm": "distilbert.transformer.layer.{layer}.output_layer_norm",
-    },
-    head={"transform": "vocab_transform", "norm": "vocab_layer_norm", "decoder": "vocab_projector"},
-    bias=("vocab_projector.bias",),
-    # transformers fixes the epsilon of DistilBERT's layer norms in its code.
-    defaults={"activation": "gelu", "epsilon": 1e-12},
-)
-
-ARCHITECTURES = {each.name: each for each in (_BERT, _DISTILBERT)}
+# Buckets of distances, by MPNet's rule, which transformers fixes whatever config.json says.
+RELATIVE_BUCKETS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +43,13 @@ class Dimensions:
     """A model's figures, in one set of words.
 
     `epsilon` is that of its layer norms; `tied`: the decoder's matrix is the embedding's; `types`: how many kinds of
-    segments it tells apart, 0 where it tells none.
+    segments it tells apart, 0 where it tells none. What sets an architecture apart from BERT:
+
+    `embedding`: width of the embeddings and of the decoder, `hidden` where nothing projects between them.
+    `position_offset`: the position of a text's first token. Where it is not 0, the padding token (number
+    `position_offset - 1`), should a text hold it, stands at its own number and is not counted (transformers' rule).
+    `relative_buckets`: rows of the table of biases by distance that all layers add to attention; 0 where there is none.
+    `head_activation`: the activation in the head.
     """
 
     hidden: int
@@ -133,7 +61,21 @@ class Dimensions:
     vocabulary: int
     positions: int
     tied: bool
+    embedding: int
+    head_activation: str
     types: int = 0
+    position_offset: int = 0
+    relative_buckets: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that there are positions for."""
+        return self.positions - self.position_offset
+
+    @property
+    def projects(self) -> bool:
+        """Whether a product stands between the embeddings and the first layer."""
+        return self.embedding != self.hidden
 
 
 def find_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -163,6 +105,26 @@ def read_dimensions(architecture: Architecture, config: Mapping[str, Any]) -> Di
         FailedPreconditionError: a figure is missing or makes no sense, or the model needs what the encoder lacks.
 
     """
+    figures = _read_figures(architecture, config)
+    figures.setdefault("embedding", figures["hidden"])
+    dimensions = Dimensions(
+        tied=config.get("tie_word_embeddings") is not False,
+        head_activation=architecture.head_activation or figures["activation"],
+        position_offset=_position_offset(architecture, config),
+        **figures,
+    )
+    if dimensions.longest <= 0:
+        raise _broken('"max_position_embeddings" leaves no room for a text')
+    if 0 < dimensions.relative_buckets < RELATIVE_BUCKETS:
+        raise _broken(f'"relative_attention_num_buckets" is below {RELATIVE_BUCKETS}, which is not supported')
+    if dimensions.hidden % dimensions.heads:
+        raise _broken("its attention heads do not divide its hidden size")
+    if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
+        raise _broken("it needs relative positions or is a decoder, which is not supported")
+    return dimensions
+
+
+def _read_figures(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = dict(architecture.defaults)
     for name, key in architecture.dimensions.items():
         if config.get(key) is not None:
@@ -176,12 +138,18 @@ def read_dimensions(architecture: Architecture, config: Mapping[str, Any]) -> Di
             raise _broken(f'"{key}" is missing or not a positive number')
         elif name != "epsilon" and int(value) != value:
             raise _broken(f'"{key}" is not a whole number')
-    dimensions = Dimensions(tied=config.get("tie_word_embeddings") is not False, **figures)
-    if dimensions.hidden % dimensions.heads:
-        raise _broken("its attention heads do not divide its hidden size")
-    if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
-        raise _broken("it needs relative positions or is a decoder, which is not supported")
-    return dimensions
+    return figures
+
+
+def _position_offset(architecture: Architecture, config: Mapping[str, Any]) -> int:
+    if architecture.padding is None:
+        return 0
+    padding = config.get(architecture.padding_key)
+    if padding is None:
+        padding = architecture.padding
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise _broken(f'"{architecture.padding_key}" is not the number of a token')
+    return padding + 1
 
 
 def tensor_shapes(architecture: Architecture, dimensions: Dimensions) -> dict[str, tuple[int, ...]]:
@@ -189,33 +157,38 @@ def tensor_shapes(architecture: Architecture, dimensions: Dimensions) -> dict[st
 
     The vocabulary bias has several names and is not here.
     """
-    hidden, intermediate = dimensions.hidden, dimensions.intermediate
+    hidden, intermediate, embedding = dimensions.hidden, dimensions.intermediate, dimensions.embedding
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, rows: int, columns: int) -> None:
         shapes[f"{name}.weight"] = (rows, columns)
         shapes[f"{name}.bias"] = (rows,)
 
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (hidden,)
+    def norm(name: str, width: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
 
-    shapes[f"{architecture.embeddings['word']}.weight"] = (dimensions.vocabulary, hidden)
-    shapes[f"{architecture.embeddings['position']}.weight"] = (dimensions.positions, hidden)
-    if "type" in architecture.embeddings:
-        shapes[f"{architecture.embeddings['type']}.weight"] = (dimensions.types, hidden)
-    norm(architecture.embeddings["norm"])
+    names = architecture.embeddings
+    shapes[f"{names['word']}.weight"] = (dimensions.vocabulary, embedding)
+    shapes[f"{names['position']}.weight"] = (dimensions.positions, embedding)
+    if "type" in names:
+        shapes[f"{names['type']}.weight"] = (dimensions.types, embedding)
+    if "relative" in names:
+        shapes[f"{names['relative']}.weight"] = (dimensions.relative_buckets, dimensions.heads)
+    if dimensions.projects:
+        linear(names["project"], hidden, embedding)
+    norm(names["norm"], embedding)
     for number in range(dimensions.layers):
-        names = {part: name.format(layer=number) for part, name in architecture.layer.items()}
+        parts = {part: name.format(layer=number) for part, name in architecture.layer.items()}
         for part in ("query", "key", "value", "attention"):
-            linear(names[part], hidden, hidden)
-        linear(names["intermediate"], intermediate, hidden)
-        linear(names["output"], hidden, intermediate)
-        norm(names["attention_norm"])
-        norm(names["output_norm"])
-    linear(architecture.head["transform"], hidden, hidden)
-    norm(architecture.head["norm"])
+            linear(parts[part], hidden, hidden)
+        linear(parts["intermediate"], intermediate, hidden)
+        linear(parts["output"], hidden, intermediate)
+        norm(parts["attention_norm"], hidden)
+        norm(parts["output_norm"], hidden)
+    linear(architecture.head["transform"], embedding, hidden)
+    norm(architecture.head["norm"], embedding)
     if not dimensions.tied:
-        shapes[f"{architecture.head['decoder']}.weight"] = (dimensions.vocabulary, hidden)
+        shapes[f"{architecture.head['decoder']}.weight"] = (dimensions.vocabulary, embedding)
     return shapes
 
 

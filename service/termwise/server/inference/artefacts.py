@@ -27,8 +27,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 class ModelFolder:
     """A model's folder whose files are all there and fit together.
 
-    `weights` are the safetensors files; `tokenizer` is tokenizer.json, or vocab.txt where there is none; `bias` is the
-    name of the head's vocabulary bias.
+    `weights` are the safetensors files; `tokenizer` is tokenizer.json, or the files of the vocabulary where there is
+    none; `bias` is the name of the head's vocabulary bias.
     """
 
     path: Path
@@ -37,13 +37,13 @@ class ModelFolder:
     architecture: Architecture
     dimensions: Dimensions
     weights: tuple[Path, ...]
-    tokenizer: Path
+    tokenizer: tuple[Path, ...]
     bias: str
 
     @property
     def size_bytes(self) -> int:
         """Size of the files that the encoder reads."""
-        files = {*self.weights, self.tokenizer, self.path / "config.json", self.path / "tokenizer_config.json"}
+        files = {*self.weights, *self.tokenizer, self.path / "config.json", self.path / "tokenizer_config.json"}
         return sum(file.stat().st_size for file in files if file.exists())
 
 
@@ -63,12 +63,21 @@ def open_folder(path: Path) -> ModelFolder:
     weights = _find_weights(path)
     bias = _check_tensors(weights, architecture, dimensions)
     _check_pooling(path)
-    tokenizer = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()), None)
-    if tokenizer is None:
-        raise _unusable("tokenizer.json is missing, and vocab.txt too; add one of them")
+    tokenizer = _find_tokenizer(path, architecture)
     settings = path / "tokenizer_config.json"
     tokenizer_config = _read_json(settings) if settings.is_file() else {}
     return ModelFolder(path, config, tokenizer_config, architecture, dimensions, weights, tokenizer, bias)
+
+
+def _find_tokenizer(path: Path, architecture: Architecture) -> tuple[Path, ...]:
+    for names in (("tokenizer.json",), architecture.vocabulary_files):
+        files = tuple(path / name for name in names)
+        if files and all(file.is_file() for file in files):
+            return files
+    if not architecture.vocabulary_files:
+        raise _unusable("tokenizer.json is missing; add it")
+    others = " and ".join(architecture.vocabulary_files)
+    raise _unusable(f"tokenizer.json is missing, and {others} too; add one of them")
 
 
 def _find_weights(path: Path) -> tuple[Path, ...]:
@@ -105,7 +114,8 @@ def _check_tensors(files: tuple[Path, ...], architecture: Architecture, dimensio
             raise _unusable(
                 f'its tensor "{name}" has the shape {list(shapes[name])} where config.json needs {list(shape)}'
             )
-    for bias in architecture.bias:
+    # Tied, the model reads the first of them; untied, the decoder's own, which stands last.
+    for bias in architecture.bias if dimensions.tied else reversed(architecture.bias):
         if shapes.get(bias) == (dimensions.vocabulary,):
             return bias
     raise _unusable(f'its weights lack the tensor "{architecture.bias[0]}"')

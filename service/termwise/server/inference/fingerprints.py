@@ -50,6 +50,13 @@ def fingerprint_sides(folder: ModelFolder, config: ExpansionConfig) -> dict[Side
         "max_tokens": resolve_max_tokens(folder, config),
         "min_weight": config.min_weight,
     }
+    # Only where they differ from BERT's, so that fingerprints from before they were known still hold.
+    apart = {
+        "position_offset": dimensions.position_offset,
+        "relative_buckets": dimensions.relative_buckets,
+        "projected": dimensions.projects,
+    }
+    shared |= {name: value for name, value in apart.items() if value}
     sides = {
         Side.DOCUMENT: {"prefix": config.document_prefix, "max_terms": config.document_max_terms},
         Side.QUERY: {"prefix": config.query_prefix, "max_terms": config.query_max_terms},
@@ -59,11 +66,14 @@ def fingerprint_sides(folder: ModelFolder, config: ExpansionConfig) -> dict[Side
 
 def _tokenizer_digest(folder: ModelFolder) -> str:
     """Hash the tokenizer's file without its truncation and padding, which are not used, and without its formatting."""
-    if folder.tokenizer.name == "tokenizer.json":
-        content = json.loads(folder.tokenizer.read_bytes())
+    if folder.tokenizer[0].name == "tokenizer.json":
+        content = json.loads(folder.tokenizer[0].read_bytes())
         return _digest({key: value for key, value in content.items() if key not in {"truncation", "padding"}})
     settings = {key: folder.tokenizer_config.get(key) for key in _VOCABULARY_SETTINGS}
-    return _digest({"vocabulary": _file_digest(folder.tokenizer), "settings": settings})
+    first, *others = map(_file_digest, folder.tokenizer)
+    if others:
+        settings["add_prefix_space"] = folder.tokenizer_config.get("add_prefix_space")
+    return _digest({"vocabulary": first, "settings": settings} | ({"others": others} if others else {}))
 
 
 def _digest(value: Any) -> str:

@@ -49,7 +49,7 @@ class PooledHead:
             tensor(f"{names['transform']}.weight"),
             tensor(f"{names['transform']}.bias"),
             body_dtype,
-            ACTIVATIONS[dimensions.activation],
+            ACTIVATIONS[dimensions.head_activation],
         )
         weight, shift = tensor(f"{names['norm']}.weight"), tensor(f"{names['norm']}.bias")
         self._norm = Norm(weight, shift, dimensions.epsilon, body_dtype)

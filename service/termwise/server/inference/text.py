@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
 from termwise.server.inference.base import Side, TokenizedText
+from termwise.server.inference.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,7 @@ class TextTokenizer:
             FailedPreconditionError: the tokenizer is broken or is not this model's, or `max_tokens` is out of range.
 
         """
-        self._tokenizer = _load(folder)
+        self._tokenizer = load_tokenizer(folder)
         self._prefixes = {Side.DOCUMENT: config.document_prefix, Side.QUERY: config.query_prefix}
         self._truncate = config.truncate
         self._head, self._tail = _special_ids(self._tokenizer)
@@ -99,7 +100,7 @@ def resolve_max_tokens(folder: ModelFolder, config: ExpansionConfig) -> int:
         FailedPreconditionError: the configuration asks for more than the model has positions, or for too few.
 
     """
-    positions = folder.dimensions.positions
+    positions = folder.dimensions.longest
     if config.max_tokens:
         if not _LEAST_MAX_TOKENS <= config.max_tokens <= positions:
             raise FailedPreconditionError(
@@ -153,64 +154,3 @@ def _vocabulary(tokenizer: Any, size: int) -> list[str]:
     for token, number in known.items():
         strings[number] = token
     return strings
-
-
-def _load(folder: ModelFolder) -> Any:
-    from tokenizers import Tokenizer  # noqa: PLC0415 - not a need of the client's install
-
-    try:
-        if folder.tokenizer.name == "tokenizer.json":
-            tokenizer = Tokenizer.from_file(str(folder.tokenizer))
-        else:
-            tokenizer = _from_vocabulary(folder)
-    except FailedPreconditionError:
-        raise
-    except Exception as error:  # the library raises bare Exception
-        raise FailedPreconditionError(
-            f"The model cannot be used: {folder.tokenizer.name} is broken; download it again.", reason="MODEL_UNUSABLE"
-        ) from error
-    # Lengths are this module's business: texts are cut here and never padded.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _from_vocabulary(folder: ModelFolder) -> Any:
-    """Make BERT's tokenizer from its vocabulary, a token a line, and the flags of tokenizer_config.json."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: PLC0415
-
-    settings = folder.tokenizer_config
-    lower = settings.get("do_lower_case", True)
-    unknown, classify, separate = (
-        _content(settings.get(key), default)
-        for key, default in (("unk_token", "[UNK]"), ("cls_token", "[CLS]"), ("sep_token", "[SEP]"))
-    )
-    lines = folder.tokenizer.read_text(encoding="utf-8").split("\n")
-    vocabulary = {line.removesuffix("\r"): number for number, line in enumerate(lines) if line}
-    for token in (unknown, classify, separate):
-        if token not in vocabulary:
-            raise FailedPreconditionError(
-                f'The model cannot be used: vocab.txt lacks the token "{token}".', reason="MODEL_UNUSABLE"
-            )
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=lower,
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(
-        (separate, vocabulary[separate]), (classify, vocabulary[classify])
-    )
-    tokenizer.add_special_tokens(
-        [token for token in (unknown, classify, separate, "[PAD]", "[MASK]") if token in vocabulary]
-    )
-    return tokenizer
-
-
-def _content(token: Any, default: str) -> str:
-    """Read a special token of tokenizer_config.json: a string, or an object that holds it."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else default
