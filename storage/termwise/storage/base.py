@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -40,8 +40,14 @@ class IndexReader(Protocol):
         """Give documents by id, None where there is none, in the order of `ids`."""
         ...
 
-    def fetch(self, seq_nos: NDArray[np.int64]) -> list[StoredDocument]:
-        """Give documents that this reader ranked or matched, in the order of `seq_nos`."""
+    def fetch(
+        self, seq_nos: NDArray[np.int64], *, source: bool = True, sparse: Collection[str] | None = None
+    ) -> list[StoredDocument]:
+        """Give documents that this reader ranked or matched, in the order of `seq_nos`.
+
+        What is not asked for is not read: without `source` bodies are empty, and vectors are those of the fields in
+        `sparse` (None: all).
+        """
         ...
 
     def rank(self, leaf: Leaf, depth: int, where: Condition | None = None, *, count: int | None = None) -> Ranking:

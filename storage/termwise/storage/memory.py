@@ -55,7 +55,7 @@ from termwise.storage.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -108,9 +108,11 @@ class MemoryReader:
         """See `IndexReader.get`."""
         return [_stored(self._rows[id_]) if id_ in self._rows else None for id_ in ids]
 
-    def fetch(self, seq_nos: NDArray[np.int64]) -> list[StoredDocument]:
+    def fetch(
+        self, seq_nos: NDArray[np.int64], *, source: bool = True, sparse: Collection[str] | None = None
+    ) -> list[StoredDocument]:
         """See `IndexReader.fetch`."""
-        return [_stored(self._by_seq_no[seq_no]) for seq_no in seq_nos.tolist()]
+        return [_stored(self._by_seq_no[seq_no], source=source, sparse=sparse) for seq_no in seq_nos.tolist()]
 
     def rank(self, leaf: Leaf, depth: int, where: Condition | None = None, *, count: int | None = None) -> Ranking:
         """See `IndexReader.rank`. It counts no further than it is asked to, so that callers meet that case."""
@@ -246,8 +248,14 @@ class MemoryReader:
         return all(compare[name](bound) for (name, _), bound in zip(given, bounds, strict=True))
 
 
-def _stored(row: _Row) -> StoredDocument:
-    return StoredDocument(row.document.id, row.seq_no, row.document.source, row.document.sparse)
+def _stored(row: _Row, *, source: bool = True, sparse: Collection[str] | None = None) -> StoredDocument:
+    document = row.document
+    vectors = (
+        document.sparse
+        if sparse is None
+        else {name: vector for name, vector in document.sparse.items() if name in sparse}
+    )
+    return StoredDocument(document.id, row.seq_no, document.source if source else b"", vectors)
 
 
 class MemoryIndex:

@@ -138,7 +138,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """A document that a read gives: its body, its sparse vectors and its version (`seq_no`)."""
+    """A document that a read gives: its body, its sparse vectors and its version (`seq_no`), as far as asked for."""
 
     id: str
     seq_no: int

@@ -140,6 +140,20 @@ class WritingConformance:
         assert [(document.id, document.seq_no) for document in fetched] == [("c", third), ("a", first), ("b", second)]
         assert index.reader().fetch(np.array([], dtype=np.int64)) == []
 
+    def test_fetch_gives_what_is_asked_for(self, store: IndexStore) -> None:
+        index = new_index(store)
+        sparse = {"vec": vector({"fish": 2}), "other": vector({"sea": 1})}
+        (number,) = written(index, Put(Document("a", b"{}", sparse=sparse)))
+        reader, numbers = index.reader(), np.array([number], dtype=np.int64)
+        (whole,) = reader.fetch(numbers)
+        assert (whole.source, set(whole.sparse)) == (b"{}", {"vec", "other"})
+        for source in (True, False):
+            for names in ((), ("vec",), ("other", "vec", "absent")):
+                (some,) = reader.fetch(numbers, source=source, sparse=names)
+                assert (some.id, some.seq_no) == ("a", number)
+                assert some.source == (whole.source if source else b"")
+                assert some.sparse == {name: whole.sparse[name] for name in names if name in whole.sparse}
+
     def test_documents_come_back_as_they_were(self, store: IndexStore) -> None:
         index = new_index(store)
         source = '{"big": 9007199254740993, "text": "ünï\\u0000", "n": 1.0}'.encode()
