@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -30,7 +31,7 @@ from termwise.storage.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -69,14 +70,19 @@ class TantivyReader:
         addresses = [self._address("key", id_) for id_ in ids]
         return [None if address is None else self._stored(address) for address in addresses]
 
-    def fetch(self, seq_nos: NDArray[np.int64]) -> list[StoredDocument]:
+    def fetch(
+        self, seq_nos: NDArray[np.int64], *, source: bool = True, sparse: Collection[str] | None = None
+    ) -> list[StoredDocument]:
         """See `IndexReader.fetch`."""
         documents = []
         for seq_no in seq_nos.tolist():
             address = self._address("seq_no", seq_no)
             if address is None:
                 raise KeyError(f"seq_no {seq_no} is not of this reader.")
-            documents.append(self._stored(address, seq_no))
+            stored = self._stored(address, seq_no)
+            if sparse is not None:
+                stored = replace(stored, sparse={name: each for name, each in stored.sparse.items() if name in sparse})
+            documents.append(stored if source else replace(stored, source=b""))
         return documents
 
     def version(self, id_: str) -> int:
