@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from small_model import WORDS, make_small_model
 from termwise.server.inference.fake import FakeEncoder
-from termwise.server.inference.loader import inspect_model, load_encoder
+from termwise.server.inference.loader import has_int8, inspect_model, load_encoder
 from termwise.server.metadata.store import MetadataStore
 from termwise.server.models.catalog import ModelCatalog
 from termwise.server.models.deployments import Deployments
@@ -100,7 +100,7 @@ async def run(stub: Any, model_id: str = "mine", **fields: Any) -> pb.Deployment
 
 
 async def test_the_packaged_model_from_put_to_vectors(start: Any) -> None:
-    stub = await start(lambda folder, config, threads: load_encoder(folder, config, threads=threads))
+    stub = await start(lambda folder, config, threads, _: load_encoder(folder, config, threads=threads))
     stored = (await stub.PutTrainedModel(pb.PutTrainedModelRequest(model_id=".splade_tiny"))).trained_model
     assert stored.state == Model.STATE_DOWNLOADING
     steps = [
@@ -251,6 +251,29 @@ async def test_deployments_from_start_to_stop(stub: Any, folder: Path) -> None:
     assert [item.deployment_id for item in left] == ["mine"]
 
 
+async def test_a_deployment_runs_in_the_precision_that_was_asked_for(start: Any, folder: Path, details_of: Any) -> None:
+    def load(path: Path, config: Any, threads: int, precision: str) -> Any:
+        return load_encoder(path, config, threads=threads, precision=precision or "auto")
+
+    stub = await start(load)
+    await put(stub, folder)
+    exact = await run(stub, deployment_id="exact", precision=pb.Deployment.PRECISION_FLOAT32)
+    assert (exact.requested_precision, exact.precision) == (pb.Deployment.PRECISION_FLOAT32, "float32")
+    assert exact.device == "cpu"
+    left_open = await run(stub, deployment_id="open")
+    assert left_open.requested_precision == pb.Deployment.PRECISION_UNSPECIFIED
+    if not has_int8():
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await run(stub, deployment_id="small", precision=pb.Deployment.PRECISION_INT8)
+        details = details_of(caught.value)
+        assert details["code"] is Code.FAILED_PRECONDITION
+        assert details["BadRequest"].field_violations[0].field == "precision"
+        assert "use AUTO or FLOAT32" in caught.value.details()
+        failed = (await stub.GetDeployment(pb.GetDeploymentRequest(deployment_id="small"))).deployment
+        assert (failed.state, failed.precision) == (pb.Deployment.STATE_FAILED, "")
+        assert failed.requested_precision == pb.Deployment.PRECISION_INT8
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -259,6 +282,9 @@ async def test_deployments_from_start_to_stop(stub: Any, folder: Path) -> None:
         {"threads_per_allocation": 3},
         {"threads_per_allocation": 64},
         {"queue_capacity": 0},
+        {"precision": 99},
+        {"cache_size_bytes": -1},
+        {"cache_size_bytes": (1 << 40) + 1},
         {"queue_capacity": 100_000},
         {"wait_for": 9},
         {"deployment_id": "UPPER"},
@@ -454,7 +480,7 @@ async def test_ids_are_taken_once(stub: Any, folder: Path, details_of: Any) -> N
 
 
 async def test_a_real_model_of_a_folder_expands(start: Any, folder: Path) -> None:
-    stub = await start(lambda path, config, threads: load_encoder(path, config, threads=threads))
+    stub = await start(lambda path, config, threads, _: load_encoder(path, config, threads=threads))
     await put(stub, folder)
     deployment = await run(stub)
     assert deployment.precision in {"float32", "bfloat16"}

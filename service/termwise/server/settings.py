@@ -64,8 +64,10 @@ class Settings(BaseSettings):
     search_threads: int = Field(
         0, ge=0, le=1024, description="Threads that search and read, apart from writes. 0: one a processor, 2 at least."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of encoders. auto: bfloat16 where the processor has it, else float32."
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="Arithmetic of deployments that ask for none. auto: bfloat16 where the processor has it, else "
+        "float32.",
     )
     switch_interval_ms: float = Field(
         0.5,

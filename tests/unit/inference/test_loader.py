@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.architectures import ACTIVATIONS
 from termwise.server.inference.base import ExpansionConfig, Side
+from termwise.server.inference.hardware import has_bfloat16
 from termwise.server.inference.loader import inspect_model, load_encoder
 
 if TYPE_CHECKING:
@@ -228,16 +229,37 @@ def test_cache_that_cannot_be_written_is_no_obstacle(folder: Path, tmp_path: Pat
     assert load_encoder(folder, CONFIG, precision="float32", cache=tmp_path / "file").vocabulary_size == 40
 
 
-def test_bad_fast_path_falls_back_to_float32(folder: Path, tmp_path: Path) -> None:
+def spoil_for_bfloat16(folder: Path) -> None:
+    """Add a great constant that the bias takes off again: the same vectors, but bfloat16 loses what is beside it."""
+    tensors = load_file(folder / "model.safetensors")
+    constant = 300.0
+    tensors["cls.predictions.transform.LayerNorm.bias"] += constant
+    tensors["cls.predictions.bias"] -= constant * tensors["bert.embeddings.word_embeddings.weight"].sum(1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_auto_falls_back_to_float32_where_the_fast_path_is_bad(folder: Path, tmp_path: Path) -> None:
     load_encoder(folder, CONFIG, precision="float32", cache=tmp_path)
-    for precision in ("bfloat16", "auto"):
-        # A great constant that the bias takes off again: the same vectors, but bfloat16 loses what stands beside it.
-        tensors = load_file(folder / "model.safetensors")
-        constant = 300.0
-        tensors["cls.predictions.transform.LayerNorm.bias"] += constant
-        tensors["cls.predictions.bias"] -= constant * tensors["bert.embeddings.word_embeddings.weight"].sum(1)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        assert load_encoder(folder, CONFIG, precision=precision, cache=tmp_path).precision == "float32"
+    spoil_for_bfloat16(folder)
+    assert load_encoder(folder, CONFIG, precision="auto", cache=tmp_path).precision == "float32"
+
+
+def test_a_precision_that_was_asked_for_is_had_or_refused(folder: Path, tmp_path: Path) -> None:
+    if not has_bfloat16():
+        with pytest.raises(
+            FailedPreconditionError, match=r"^precision: This processor does not .*; use AUTO or FLOAT32"
+        ):
+            load_encoder(folder, CONFIG, precision="bfloat16")
+        return
+    assert load_encoder(folder, CONFIG, precision="bfloat16", cache=tmp_path).precision == "bfloat16"
+    spoil_for_bfloat16(folder)
+    for _ in range(2):  # measured, then as the cache has it
+        with pytest.raises(
+            FailedPreconditionError, match=r"^precision: This model's .*; use AUTO or FLOAT32"
+        ) as caught:
+            load_encoder(folder, CONFIG, precision="bfloat16", cache=tmp_path)
+        assert caught.value.reason_code == "PARITY_FAILED"
+        assert caught.value.violations[0].field == "precision"
 
 
 @pytest.mark.parametrize("name", ["bert.embeddings.token_type_embeddings.weight", "bert.embeddings.LayerNorm.bias"])

@@ -82,6 +82,7 @@ class Life:
     encoders: list[FakeEncoder]
     load: Callable[[], Any]
     users: dict[str, list[str]]
+    precisions: list[str]
 
     async def restore(self) -> None:
         await self.catalog.restore()
@@ -123,11 +124,13 @@ async def live(store: MetadataStore, models: Path) -> AsyncIterator[Callable[...
         health: list[tuple[str, bool]] = []
         encoders: list[FakeEncoder] = []
         users: dict[str, list[str]] = {}
+        precisions: list[str] = []
 
-        def make(folder: Path, config: ExpansionConfig, threads: int) -> FakeEncoder:
+        def make(folder: Path, config: ExpansionConfig, threads: int, precision: str) -> FakeEncoder:
             assert (folder / "model.safetensors").is_file()
             assert isinstance(config, ExpansionConfig)
             assert threads >= 1
+            precisions.append(precision)
             encoders.append(life.load())
             return encoders[-1]
 
@@ -137,7 +140,7 @@ async def live(store: MetadataStore, models: Path) -> AsyncIterator[Callable[...
         deployments = Deployments(
             store, catalog, load=make, references=references, on_change=lambda *change: health.append(change)
         )
-        life = Life(catalog, deployments, repository, health, encoders, load, users)
+        life = Life(catalog, deployments, repository, health, encoders, load, users, precisions)
         lives.append(life)
         return life
 

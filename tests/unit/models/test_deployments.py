@@ -346,8 +346,9 @@ async def test_the_next_start_brings_everything_back(
 ) -> None:
     first = live()
     await first.catalog.put(CONTEXT, NewModel("mine", f"file://{source}"), ModelWait.READY)
-    for name in ("a", "b"):
-        await first.deployments.start(CONTEXT, NewDeployment("mine", name, queue_capacity=9))
+    for name, precision in (("a", "float32"), ("b", "")):
+        new = NewDeployment("mine", name, queue_capacity=9, precision=precision, cache_size_bytes=5_000)
+        await first.deployments.start(CONTEXT, new)
     await first.end()
     assert [record.deployment_id for record in store.list_deployments()] == ["a", "b"]
     second = live()
@@ -356,6 +357,8 @@ async def test_the_next_start_brings_everything_back(
     await second.deployments.settled()
     for item in second.deployments.list():
         assert (item.state, item.record.queue_capacity) == (DeploymentState.STARTED, 9)
+        assert item.record.cache_size_bytes == 5_000
+    assert sorted(second.precisions) == ["", "float32"]
     assert (await second.deployments.expand(CONTEXT, "b", ["salmon"], None)).expansions[0].tokens == ("salmon",)
 
 

@@ -48,7 +48,7 @@ MODEL = ModelRecord(
     architecture="BertForMaskedLM",
     vocabulary_size=30_522,
 )
-DEPLOYMENT = DeploymentRecord("d", "m", 2, 1, 64, NOW)
+DEPLOYMENT = DeploymentRecord("d", "m", 2, 1, 64, NOW, "int8", 4096)
 PIPELINE = PipelineRecord("p", {"processors": [{"set": {"field": "a", "value": None}}]}, NOW, NOW)
 INDEX = IndexRecord("i", IndexState.READY, "i-1", "tantivy", {"properties": {"a": {"text": {}}}}, {}, NOW)
 
@@ -153,6 +153,21 @@ def test_the_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
                 same = column.type.compile(engine.dialect)
                 assert made[column.name]["type"].compile(engine.dialect) == same, (table.name, column.name)
     engine.dispose()
+
+
+def test_deployments_of_an_older_schema_are_taken_along(tmp_path: Path) -> None:
+    path = tmp_path / "m.sqlite"
+    first = MetadataStore(path)
+    first.put_deployment(DEPLOYMENT)
+    first.close()
+    with sqlite3.connect(path) as connection:
+        for column in ("precision", "cache_size_bytes"):
+            connection.execute(f"ALTER TABLE deployments DROP COLUMN {column}")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    connection.close()
+    second = MetadataStore(path)
+    assert second.list_deployments() == [replace(DEPLOYMENT, precision="", cache_size_bytes=None)]
+    second.close()
 
 
 def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:

@@ -25,13 +25,28 @@ class WaitFor(StrEnum):
     FULLY_ALLOCATED = "fully_allocated"
 
 
+class Precision(StrEnum):
+    """Arithmetic of a deployment."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
 @app.command("start")
-def start(
+def start(  # noqa: PLR0913 - one option a setting of the request
     model_id: Annotated[str, typer.Argument(metavar="MODEL_ID", help="The model to run.")],
     deployment_id: Annotated[str, typer.Option(help="The new deployment's id; by default the model's.")] = "",
     number_of_allocations: Annotated[int | None, typer.Option(help="Workers; by default 1.")] = None,
     threads_per_allocation: Annotated[int | None, typer.Option(help="Threads of each worker; by default 1.")] = None,
     queue_capacity: Annotated[int | None, typer.Option(help="Texts that may wait; by default 1,024.")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Arithmetic of the model; by default the server's setting.")
+    ] = None,
+    cache_size_bytes: Annotated[
+        int | None, typer.Option(help="Room for expansions asked before; 0: none; by default the model's size.")
+    ] = None,
     wait_for: Annotated[WaitFor, typer.Option(help="How long the command stays.")] = WaitFor.STARTED,
     address: Address = DEFAULT_ADDRESS,
     style: FormatOption = Format.TABLE,
@@ -44,6 +59,8 @@ def start(
             number_of_allocations=number_of_allocations,
             threads_per_allocation=threads_per_allocation,
             queue_capacity=queue_capacity,
+            precision=precision.value if precision else None,
+            cache_size_bytes=cache_size_bytes,
             wait_for=wait_for.value,
         )
     print_one(deployment, style)

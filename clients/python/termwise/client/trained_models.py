@@ -15,12 +15,21 @@ if TYPE_CHECKING:
 
 InputType = Literal["query", "document"]
 """Which side of a model reads a text."""
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+"""Arithmetic that a deployment can be asked for."""
 
 _PUT_WAIT = {"stored": pb.PutTrainedModelRequest.WAIT_FOR_STORED, "ready": pb.PutTrainedModelRequest.WAIT_FOR_READY}
 _START_WAIT = {
     "starting": pb.StartDeploymentRequest.WAIT_FOR_STARTING,
     "started": pb.StartDeploymentRequest.WAIT_FOR_STARTED,
     "fully_allocated": pb.StartDeploymentRequest.WAIT_FOR_FULLY_ALLOCATED,
+}
+_PRECISIONS = {
+    None: pb.Deployment.PRECISION_UNSPECIFIED,
+    "auto": pb.Deployment.PRECISION_AUTO,
+    "float32": pb.Deployment.PRECISION_FLOAT32,
+    "bfloat16": pb.Deployment.PRECISION_BFLOAT16,
+    "int8": pb.Deployment.PRECISION_INT8,
 }
 _INPUT_TYPES = {
     None: pb.InferRequest.INPUT_TYPE_UNSPECIFIED,
@@ -122,13 +131,15 @@ def download_model(model_id: str, *, timeout: float | None = None) -> Streaming[
     )
 
 
-def start_deployment(
+def start_deployment(  # noqa: PLR0913 - one keyword a setting of the request
     model_id: str,
     *,
     deployment_id: str = "",
     number_of_allocations: int | None = None,
     threads_per_allocation: int | None = None,
     queue_capacity: int | None = None,
+    precision: Precision | None = None,
+    cache_size_bytes: int | None = None,
     wait_for: Literal["starting", "started", "fully_allocated"] = "started",
     timeout: float | None = None,
 ) -> Unary[pb.Deployment]:
@@ -140,6 +151,9 @@ def start_deployment(
         number_of_allocations: Workers; by default 1.
         threads_per_allocation: Processor threads of each worker, a power of two; by default 1.
         queue_capacity: Texts that may wait; by default 1,024.
+        precision: Arithmetic of the model; by default what the server's setting says. Raises FailedPreconditionError
+            where the processor or the model cannot do with it.
+        cache_size_bytes: Room for expansions of texts that were asked before; 0: none; by default the model's size.
         wait_for: How long the call stays.
         timeout: Seconds; by default 300. A start that outlives it goes on.
     """
@@ -149,6 +163,8 @@ def start_deployment(
         number_of_allocations=number_of_allocations,
         threads_per_allocation=threads_per_allocation,
         queue_capacity=queue_capacity,
+        precision=choose(precision, _PRECISIONS, "precision"),
+        cache_size_bytes=cache_size_bytes,
         wait_for=choose(wait_for, _START_WAIT, "wait_for"),
     )
     return Unary(

@@ -341,6 +341,41 @@ class Deployment(_message.Message):
     STATE_FAILED: Deployment.State.ValueType  # 4
     """It could not start; `error` says why."""
 
+    class _Precision:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Deployment._Precision.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PRECISION_UNSPECIFIED: Deployment._Precision.ValueType  # 0
+        """As the server's setting `precision` says; that is AUTO unless the operator changed it."""
+        PRECISION_AUTO: Deployment._Precision.ValueType  # 1
+        """The fastest that is as good as exact: bfloat16 where the processor computes with it and the model passes the check
+        against plain transformers, float32 otherwise.
+        """
+        PRECISION_FLOAT32: Deployment._Precision.ValueType  # 2
+        """Exact."""
+        PRECISION_BFLOAT16: Deployment._Precision.ValueType  # 3
+        """Half the bits, weights off by less than a hundredth in most texts. Needs AVX512-BF16, AMX or a CUDA device."""
+        PRECISION_INT8: Deployment._Precision.ValueType  # 4
+        """Products in 8-bit integers, scaled row by row as texts come. Fastest where the processor has VNNI or AMX, and least exact."""
+
+    class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
+        """In which arithmetic a model runs. Fingerprints leave it out: vectors of all precisions can be compared."""
+
+    PRECISION_UNSPECIFIED: Deployment.Precision.ValueType  # 0
+    """As the server's setting `precision` says; that is AUTO unless the operator changed it."""
+    PRECISION_AUTO: Deployment.Precision.ValueType  # 1
+    """The fastest that is as good as exact: bfloat16 where the processor computes with it and the model passes the check
+    against plain transformers, float32 otherwise.
+    """
+    PRECISION_FLOAT32: Deployment.Precision.ValueType  # 2
+    """Exact."""
+    PRECISION_BFLOAT16: Deployment.Precision.ValueType  # 3
+    """Half the bits, weights off by less than a hundredth in most texts. Needs AVX512-BF16, AMX or a CUDA device."""
+    PRECISION_INT8: Deployment.Precision.ValueType  # 4
+    """Products in 8-bit integers, scaled row by row as texts come. Fastest where the processor has VNNI or AMX, and least exact."""
+
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -352,6 +387,12 @@ class Deployment(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
+    REQUESTED_PRECISION_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    CACHE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_USED_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_HIT_COUNT_FIELD_NUMBER: _builtins.int
+    CACHE_MISS_COUNT_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     """The deployment's id."""
     model_id: _builtins.str
@@ -367,9 +408,21 @@ class Deployment(_message.Message):
     queue_capacity: _builtins.int
     """Texts that may wait."""
     precision: _builtins.str
-    """Arithmetic in use: "float32" or "bfloat16". Empty until STARTED."""
+    """Arithmetic in use: "float32", "bfloat16" or "int8". Empty until STARTED."""
     error: _builtins.str
     """Why it is FAILED; empty otherwise."""
+    requested_precision: Global___Deployment.Precision.ValueType
+    """Arithmetic that was asked for."""
+    device: _builtins.str
+    """Where it computes: "cpu" or "cuda". Empty until STARTED."""
+    cache_size_bytes: _builtins.int
+    """Most bytes of its cache of expansions. 0: it has none, or is not STARTED."""
+    cache_used_bytes: _builtins.int
+    """Bytes that its cache holds now."""
+    cache_hit_count: _builtins.int
+    """Texts answered out of the cache since it was STARTED."""
+    cache_miss_count: _builtins.int
+    """Texts looked for in the cache in vain since it was STARTED."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -392,10 +445,16 @@ class Deployment(_message.Message):
         error: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
+        requested_precision: Global___Deployment.Precision.ValueType = ...,
+        device: _builtins.str = ...,
+        cache_size_bytes: _builtins.int = ...,
+        cache_used_bytes: _builtins.int = ...,
+        cache_hit_count: _builtins.int = ...,
+        cache_miss_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_count", b"allocation_count", "create_time", b"create_time", "deployment_id", b"deployment_id", "error", b"error", "model_id", b"model_id", "precision", b"precision", "queue_capacity", b"queue_capacity", "start_time", b"start_time", "state", b"state", "target_allocation_count", b"target_allocation_count", "threads_per_allocation", b"threads_per_allocation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_count", b"allocation_count", "cache_hit_count", b"cache_hit_count", "cache_miss_count", b"cache_miss_count", "cache_size_bytes", b"cache_size_bytes", "cache_used_bytes", b"cache_used_bytes", "create_time", b"create_time", "deployment_id", b"deployment_id", "device", b"device", "error", b"error", "model_id", b"model_id", "precision", b"precision", "queue_capacity", b"queue_capacity", "requested_precision", b"requested_precision", "start_time", b"start_time", "state", b"state", "target_allocation_count", b"target_allocation_count", "threads_per_allocation", b"threads_per_allocation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -778,6 +837,8 @@ class StartDeploymentRequest(_message.Message):
     THREADS_PER_ALLOCATION_FIELD_NUMBER: _builtins.int
     QUEUE_CAPACITY_FIELD_NUMBER: _builtins.int
     WAIT_FOR_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    CACHE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model to run."""
     deployment_id: _builtins.str
@@ -790,6 +851,12 @@ class StartDeploymentRequest(_message.Message):
     """Texts that may wait, 1 to 99,999. Absent: 1,024."""
     wait_for: Global___StartDeploymentRequest.WaitFor.ValueType
     """How long the call stays."""
+    precision: Global___Deployment.Precision.ValueType
+    """In which arithmetic the model runs."""
+    cache_size_bytes: _builtins.int
+    """Most bytes kept for expansions of texts that were expanded before, so that the model need not run for them again; those
+    that were not asked for longest leave first. Up to 1 TiB. 0: no cache. Absent: the size of the model's artefacts, as in Elasticsearch.
+    """
     def __init__(
         self,
         *,
@@ -799,17 +866,23 @@ class StartDeploymentRequest(_message.Message):
         threads_per_allocation: _builtins.int | None = ...,
         queue_capacity: _builtins.int | None = ...,
         wait_for: Global___StartDeploymentRequest.WaitFor.ValueType = ...,
+        precision: Global___Deployment.Precision.ValueType = ...,
+        cache_size_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_number_of_allocations", b"_number_of_allocations", "_queue_capacity", b"_queue_capacity", "_threads_per_allocation", b"_threads_per_allocation", "number_of_allocations", b"number_of_allocations", "queue_capacity", b"queue_capacity", "threads_per_allocation", b"threads_per_allocation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_size_bytes", b"_cache_size_bytes", "_number_of_allocations", b"_number_of_allocations", "_queue_capacity", b"_queue_capacity", "_threads_per_allocation", b"_threads_per_allocation", "cache_size_bytes", b"cache_size_bytes", "number_of_allocations", b"number_of_allocations", "queue_capacity", b"queue_capacity", "threads_per_allocation", b"threads_per_allocation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_number_of_allocations", b"_number_of_allocations", "_queue_capacity", b"_queue_capacity", "_threads_per_allocation", b"_threads_per_allocation", "deployment_id", b"deployment_id", "model_id", b"model_id", "number_of_allocations", b"number_of_allocations", "queue_capacity", b"queue_capacity", "threads_per_allocation", b"threads_per_allocation", "wait_for", b"wait_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_size_bytes", b"_cache_size_bytes", "_number_of_allocations", b"_number_of_allocations", "_queue_capacity", b"_queue_capacity", "_threads_per_allocation", b"_threads_per_allocation", "cache_size_bytes", b"cache_size_bytes", "deployment_id", b"deployment_id", "model_id", b"model_id", "number_of_allocations", b"number_of_allocations", "precision", b"precision", "queue_capacity", b"queue_capacity", "threads_per_allocation", b"threads_per_allocation", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_size_bytes: _TypeAlias = _typing.Literal["cache_size_bytes"]  # noqa: Y015
+    _WhichOneofArgType__cache_size_bytes: _TypeAlias = _typing.Literal["_cache_size_bytes", b"_cache_size_bytes"]  # noqa: Y015
     _WhichOneofReturnType__number_of_allocations: _TypeAlias = _typing.Literal["number_of_allocations"]  # noqa: Y015
     _WhichOneofArgType__number_of_allocations: _TypeAlias = _typing.Literal["_number_of_allocations", b"_number_of_allocations"]  # noqa: Y015
     _WhichOneofReturnType__queue_capacity: _TypeAlias = _typing.Literal["queue_capacity"]  # noqa: Y015
     _WhichOneofArgType__queue_capacity: _TypeAlias = _typing.Literal["_queue_capacity", b"_queue_capacity"]  # noqa: Y015
     _WhichOneofReturnType__threads_per_allocation: _TypeAlias = _typing.Literal["threads_per_allocation"]  # noqa: Y015
     _WhichOneofArgType__threads_per_allocation: _TypeAlias = _typing.Literal["_threads_per_allocation", b"_threads_per_allocation"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_size_bytes) -> _WhichOneofReturnType__cache_size_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__number_of_allocations) -> _WhichOneofReturnType__number_of_allocations | None: ...
     @_typing.overload

@@ -154,7 +154,8 @@ class TrainedModelsServicer(object):
         start that outlives the deadline goes on.
 
         NOT_FOUND where there is no model; ALREADY_EXISTS where the deployment id is taken; INVALID_ARGUMENT for a setting
-        out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load.
+        out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load,
+        or where the processor or the model cannot do with the `precision` that was asked for (the message says what to use).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,8 @@ class TrainedModelsStub:
     start that outlives the deadline goes on.
 
     NOT_FOUND where there is no model; ALREADY_EXISTS where the deployment id is taken; INVALID_ARGUMENT for a setting
-    out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load.
+    out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load,
+    or where the processor or the model cannot do with the `precision` that was asked for (the message says what to use).
     """
     StopDeployment: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.StopDeploymentRequest, _trained_models_pb2.StopDeploymentResponse]
     """Stops a deployment: texts already admitted are answered, new ones are refused, then its workers end. NOT_FOUND where
@@ -124,7 +125,8 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     start that outlives the deadline goes on.
 
     NOT_FOUND where there is no model; ALREADY_EXISTS where the deployment id is taken; INVALID_ARGUMENT for a setting
-    out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load.
+    out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load,
+    or where the processor or the model cannot do with the `precision` that was asked for (the message says what to use).
     """
     StopDeployment: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.StopDeploymentRequest, _trained_models_pb2.StopDeploymentResponse]  # type: ignore[assignment]
     """Stops a deployment: texts already admitted are answered, new ones are refused, then its workers end. NOT_FOUND where
@@ -214,7 +216,8 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         start that outlives the deadline goes on.
 
         NOT_FOUND where there is no model; ALREADY_EXISTS where the deployment id is taken; INVALID_ARGUMENT for a setting
-        out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load.
+        out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load,
+        or where the processor or the model cannot do with the `precision` that was asked for (the message says what to use).
         """
 
     @_abc_1.abstractmethod

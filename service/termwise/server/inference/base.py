@@ -76,7 +76,12 @@ class Encoder(Protocol):
 
     @property
     def precision(self) -> str:
-        """Arithmetic in use: "float32" or "bfloat16"."""
+        """Arithmetic in use: "float32", "bfloat16" or "int8"."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu" or "cuda"."""
         ...
 
     @property

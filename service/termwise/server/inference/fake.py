@@ -32,6 +32,7 @@ class FakeEncoder:
     """
 
     precision = "float32"
+    device = "cpu"
 
     def __init__(
         self, *, max_tokens: int = 512, query_prefix: str = "", delay: Callable[[], object] | None = None

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from termwise.server.errors import FailedPreconditionError
+from termwise.server.errors import FailedPreconditionError, FieldViolation
 from termwise.server.inference.architectures import current_name
 from termwise.server.inference.artefacts import ModelFolder, open_folder
 from termwise.server.inference.base import Encoder, ExpansionConfig, Side
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,12 @@ def inspect_model(folder: Path, config: ExpansionConfig) -> ModelFacts:
 
 
 def load_encoder(
-    folder: Path, config: ExpansionConfig, *, threads: int = 1, precision: str = "auto", cache: Path | None = None
+    folder: Path,
+    config: ExpansionConfig,
+    *,
+    threads: int = 1,
+    precision: str = "auto",
+    cache: Path | None = None,
 ) -> Encoder:
     """Load a model and check it against plain transformers. Blocking: call it in a thread of its own.
 
@@ -60,17 +65,17 @@ def load_encoder(
         folder: the model's files.
         config: how texts become weighted tokens.
         threads: processor threads of the check.
-        precision: "float32", "bfloat16", or "auto": bfloat16 where the processor computes with it.
+        precision: "float32", "bfloat16", "int8", or "auto": bfloat16 where the processor computes with it and the model
+            passes the check in it, float32 otherwise.
         cache: folder that keeps the verdicts of the check; None checks each time.
 
     Raises:
-        FailedPreconditionError: the model cannot be used, or its vectors differ from those of plain transformers.
+        FailedPreconditionError: the model cannot be used, its vectors differ from those of plain transformers, or the
+            precision cannot be had; the error then names the field and what to use.
 
     """
     if precision not in PRECISIONS:
-        raise FailedPreconditionError(
-            f'The precision "{precision}" is unknown; use one of {", ".join(PRECISIONS)}.', reason="PRECISION_UNKNOWN"
-        )
+        raise _refused(f'"{precision}" is unknown', "PRECISION_UNKNOWN")
     opened = open_folder(folder)
     # One worker is one thread of work: the tokenizer's own pool would take the other workers' processors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -80,11 +85,18 @@ def load_encoder(
     from termwise.server.inference.parity import Judge  # noqa: PLC0415 - imports torch
     from termwise.server.inference.splade import SpladeEncoder  # noqa: PLC0415 - imports torch
 
+    choices = [precision]
+    if precision == "auto":
+        choices = ["bfloat16", "float32"] if has_bfloat16() else ["float32"]
+    elif precision == "bfloat16" and not has_bfloat16():
+        raise _refused("this processor does not compute in bfloat16", "PRECISION_UNSUPPORTED")
+    elif precision == "int8" and not has_int8():
+        raise _refused("this server does not compute in int8", "PRECISION_UNSUPPORTED")
     tensors = _read_tensors(opened)
     set_compute_threads(threads)
     judge = Judge(opened, fingerprints[Side.DOCUMENT], cache)
-    wanted = ("bfloat16" if has_bfloat16() else "float32") if precision == "auto" else precision
-    for choice in dict.fromkeys((wanted, "float32")):
+    problem: str | None = None
+    for choice in choices:
         try:
             encoder = SpladeEncoder(opened, config, tokenizer, fingerprints, tensors, choice)
             problem = judge.compare(encoder)
@@ -93,10 +105,25 @@ def load_encoder(
             problem = f"{choice} does not run here: {type(error).__name__}"
         if problem is None:
             return encoder
+    if choices[-1] != "float32":
+        raise _refused(f"this model's vectors in it differ too much from the exact ones ({problem})", "PARITY_FAILED")
     raise FailedPreconditionError(
         f"The model's vectors differ from those of plain transformers ({problem}); it cannot be served.",
         reason="PARITY_FAILED",
         metadata={"architecture": opened.architecture.name},
+    )
+
+
+def has_int8() -> bool:
+    """Tell whether encoders compute in int8 here."""
+    return False
+
+
+def _refused(why: str, reason: str) -> FailedPreconditionError:
+    """Make the error for a precision that cannot be had."""
+    sentence = f"{why[0].upper()}{why[1:]}; use AUTO or FLOAT32."
+    return FailedPreconditionError(
+        f"precision: {sentence}", reason=reason, violations=[FieldViolation("precision", sentence)]
     )
 
 

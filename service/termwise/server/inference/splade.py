@@ -76,6 +76,11 @@ class SpladeEncoder:
         return self._precision
 
     @property
+    def device(self) -> str:
+        """Where it computes."""
+        return "cpu"
+
+    @property
     def sides_differ(self) -> bool:
         """Whether documents and queries are encoded differently."""
         return self._fingerprints[Side.DOCUMENT] != self._fingerprints[Side.QUERY]

@@ -49,7 +49,10 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRecord:
-    """A deployment that should run."""
+    """A deployment that should run.
+
+    `precision` is "" where the server's setting decides; `cache_size_bytes` is None for the model's size.
+    """
 
     deployment_id: str
     model_id: str
@@ -57,6 +60,8 @@ class DeploymentRecord:
     threads_per_allocation: int
     queue_capacity: int
     create_time: datetime
+    precision: str = ""
+    cache_size_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,8 @@ deployments: Final = sa.Table(
     sa.Column("threads_per_allocation", sa.Integer, nullable=False),
     sa.Column("queue_capacity", sa.Integer, nullable=False),
     sa.Column("create_time", Moment, nullable=False),
+    sa.Column("precision", sa.String, nullable=False, server_default=""),
+    sa.Column("cache_size_bytes", sa.BigInteger, nullable=True),
 )
 
 pipelines: Final = sa.Table(

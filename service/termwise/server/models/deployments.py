@@ -108,6 +108,8 @@ class Deployments:
                 threads_per_allocation=new.threads_per_allocation,
                 queue_capacity=new.queue_capacity,
                 create_time=datetime.now(UTC),
+                precision=new.precision,
+                cache_size_bytes=new.cache_size_bytes,
             )
             if deployment_id in self._runners or not await asyncio.to_thread(self._store.insert_deployment, record):
                 raise already_exists("deployment", deployment_id, hint="Stop it first, or choose another id.")
@@ -134,7 +136,7 @@ class Deployments:
         record = runner.record
         try:
             model = await self._catalog.ready(record.model_id)
-            key = EncoderKey(model.model_id, model.create_time, record.threads_per_allocation)
+            key = EncoderKey(model.model_id, model.create_time, record.threads_per_allocation, record.precision)
             config = ExpansionConfig(**model.config)
             encoder = await self._encoders.acquire(key, self._catalog.folder(model.model_id), config)
             runner.key, runner.encoder = key, encoder

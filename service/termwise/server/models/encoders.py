@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from termwise.server.inference.base import Encoder, ExpansionConfig
 
-Load: TypeAlias = "Callable[[Path, ExpansionConfig, int], Encoder]"
-"""Loads an encoder from a model's folder for a number of threads; blocks."""
+Load: TypeAlias = "Callable[[Path, ExpansionConfig, int, str], Encoder]"
+"""Loads an encoder from a model's folder for a number of threads and a precision ("": the server's); blocks."""
 
 _AT_ONCE: Final = 2
 """Models that are loaded at a time: loading reads the disk and checks with the processor."""
@@ -28,6 +28,7 @@ class EncoderKey:
     model_id: str
     create_time: datetime
     threads: int
+    precision: str = ""
 
 
 @dataclass(slots=True)
@@ -53,7 +54,9 @@ class Encoders:
         shared = self._shared.get(key)
         if shared is None:
             loop = asyncio.get_running_loop()
-            shared = _Shared(loop.run_in_executor(self._threads, self._load, folder, config, key.threads))
+            shared = _Shared(
+                loop.run_in_executor(self._threads, self._load, folder, config, key.threads, key.precision)
+            )
             self._shared[key] = shared
         shared.users += 1
         try:

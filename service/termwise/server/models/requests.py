@@ -24,6 +24,7 @@ MAX_ALLOCATIONS: Final = 64
 MAX_THREADS: Final = 32
 MAX_QUEUE_CAPACITY: Final = 99_999
 """As Elasticsearch's: the queue's capacity is below 100,000, threads are a power of two up to 32."""
+MAX_CACHE_BYTES: Final = 1 << 40
 
 _MAX_DESCRIPTION: Final = 4_096
 _MAX_PREFIX: Final = 1_024
@@ -66,13 +67,18 @@ class NewModel:
 
 @dataclass(frozen=True, slots=True)
 class NewDeployment:
-    """A deployment to start; the fields are those of StartDeploymentRequest. `deployment_id` "" is the model's id."""
+    """A deployment to start; the fields are those of StartDeploymentRequest.
+
+    `deployment_id` "" is the model's id, `precision` "" the server's setting, `cache_size_bytes` None the model's size.
+    """
 
     model_id: str
     deployment_id: str = ""
     number_of_allocations: int = 1
     threads_per_allocation: int = 1
     queue_capacity: int = 1_024
+    precision: str = ""
+    cache_size_bytes: int | None = None
 
 
 def check_model(model: NewModel, packaged: Mapping[str, PackagedModel]) -> None:
@@ -174,3 +180,6 @@ def check_deployment(deployment: NewDeployment) -> None:
         raise invalid_field(
             "queue_capacity", f"{deployment.queue_capacity} is out of range; give 1 to {MAX_QUEUE_CAPACITY:,}."
         )
+    size = deployment.cache_size_bytes
+    if size is not None and not 0 <= size <= MAX_CACHE_BYTES:
+        raise invalid_field("cache_size_bytes", f"{size} is out of range; give 0 to {MAX_CACHE_BYTES:,}.")

@@ -31,12 +31,13 @@ class DeploymentState(Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Deployment:
-    """A deployment as it stands. `precision` is "" and `start_time` None until it is STARTED."""
+    """A deployment as it stands. `precision` and `device` are "" and `start_time` None until it is STARTED."""
 
     record: DeploymentRecord
     state: DeploymentState
     allocation_count: int = 0
     precision: str = ""
+    device: str = ""
     error: str = ""
     start_time: datetime | None = None
 
@@ -65,6 +66,7 @@ class Runner:
             self.state,
             allocation_count=self.batcher.allocation_count if self.batcher else 0,
             precision=self.encoder.precision if self.encoder else "",
+            device=self.encoder.device if self.encoder else "",
             error=self.failure.message if self.failure else "",
             start_time=self.start_time,
         )
@@ -93,6 +95,7 @@ class Runner:
             f'Deployment "{deployment_id}" could not start: {self.failure.message}',
             reason="DEPLOYMENT_FAILED",
             metadata={"deployment": deployment_id, "cause": self.failure.reason_code},
+            violations=self.failure.violations,
             resource=Resource("deployment", deployment_id),
         )
 

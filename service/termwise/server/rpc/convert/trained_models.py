@@ -38,6 +38,14 @@ _DEPLOYMENT_WAITS: Final = {
     pb.StartDeploymentRequest.WAIT_FOR_STARTED: DeploymentWait.STARTED,
     pb.StartDeploymentRequest.WAIT_FOR_FULLY_ALLOCATED: DeploymentWait.FULLY_ALLOCATED,
 }
+_PRECISIONS: Final[Mapping[int, str]] = {
+    pb.Deployment.PRECISION_UNSPECIFIED: "",
+    pb.Deployment.PRECISION_AUTO: "auto",
+    pb.Deployment.PRECISION_FLOAT32: "float32",
+    pb.Deployment.PRECISION_BFLOAT16: "bfloat16",
+    pb.Deployment.PRECISION_INT8: "int8",
+}
+_PRECISION_NUMBERS: Final[Mapping[str, Any]] = {name: number for number, name in _PRECISIONS.items()}
 _TRUNCATES: Final = {
     pb.TextExpansionConfig.TRUNCATE_UNSPECIFIED: True,
     pb.TextExpansionConfig.TRUNCATE_END: True,
@@ -111,10 +119,11 @@ def new_deployment(request: pb.StartDeploymentRequest) -> NewDeployment:
     """Read a deployment to start."""
     given = {
         name: getattr(request, name)
-        for name in ("number_of_allocations", "threads_per_allocation", "queue_capacity")
+        for name in ("number_of_allocations", "threads_per_allocation", "queue_capacity", "cache_size_bytes")
         if request.HasField(name)
     }
-    return NewDeployment(request.model_id, request.deployment_id, **given)
+    precision = _known(_PRECISIONS, request.precision, "precision")
+    return NewDeployment(request.model_id, request.deployment_id, precision=precision, **given)
 
 
 def deployment_wait(request: pb.StartDeploymentRequest) -> DeploymentWait:
@@ -206,6 +215,8 @@ def deployment(running: Deployment) -> pb.Deployment:
         threads_per_allocation=record.threads_per_allocation,
         queue_capacity=record.queue_capacity,
         precision=running.precision,
+        requested_precision=_PRECISION_NUMBERS[record.precision],
+        device=running.device,
         error=running.error,
         create_time=timestamp(record.create_time),
         start_time=None if running.start_time is None else timestamp(running.start_time),
