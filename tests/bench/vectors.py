@@ -126,7 +126,9 @@ def real_documents(passages: Path) -> Any:
             texts = [f"{row['title']} {row['text']}".strip() for row in map(json.loads, lines)]
         words = encode(texts, Side.DOCUMENT, file)
         (CACHE / "vocabulary.txt").write_text("\n".join(words.get(i, f"[unseen{i}]") for i in range(VOCABULARY)))
-    return sparse.load_npz(file)
+    matrix = sparse.load_npz(file)
+    matrix.sort_indices()
+    return matrix
 
 
 def encode(source: Iterable[str], side: Side, file: Path) -> dict[int, str]:
@@ -145,6 +147,7 @@ def encode(source: Iterable[str], side: Side, file: Path) -> dict[int, str]:
             print(f"  {start:,} of {len(texts):,}", file=sys.stderr)
     parts = (np.concatenate(values), np.concatenate(indices), np.asarray(indptr))
     matrix = sparse.csr_matrix(parts, shape=(len(texts), VOCABULARY))
+    matrix.sort_indices()
     CACHE.mkdir(parents=True, exist_ok=True)
     sparse.save_npz(file.with_suffix(".part.npz"), matrix, compressed=False)
     file.with_suffix(".part.npz").rename(file)
