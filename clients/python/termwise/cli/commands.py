@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from termwise.cli import demo, deployments, evaluate, health, indices, models, pipelines, search, serve
+from termwise.cli import bench, demo, deployments, evaluate, health, indices, models, pipelines, search, serve
 from termwise.cli.connect import Commands
 
 app = typer.Typer(
@@ -24,5 +24,6 @@ app.add_typer(pipelines.app, name="pipelines")
 app.add_typer(indices.app, name="indices")
 app.command("search")(search.search)
 app.command("expand")(search.expand)
+app.add_typer(bench.app, name="bench")
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)

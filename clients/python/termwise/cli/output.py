@@ -101,6 +101,13 @@ def make_table(*headings: str, title: str | None = None) -> Table:
     return table
 
 
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Give a table in Markdown; the first column is aligned left, the others right."""
+    lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
 def bar(share: float, width: int = 40) -> str:
     """Give a bar of `width` characters for 1, in steps of an eighth of a character."""
     eighths = max(1, round(share * width * 8))
@@ -124,6 +131,13 @@ def count_progress(unit: str) -> Progress:
         TextColumn(f"{{task.fields[rate]:,.0f}} {unit}/s"),
         TimeElapsedColumn(),
         console=stderr(),
+    )
+
+
+def step_progress() -> Progress:
+    """Make a progress bar for steps that take about as long as one another, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=stderr()
     )
 
 
