@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +14,9 @@ from termwise.cli.connect import connected
 from termwise.cli.indices import bulk_with_bar
 from termwise.cli.local_server import local_server
 from termwise.cli.options import Format, FormatOption
-from termwise.cli.output import count_progress, make_table, print_json, stdout
+from termwise.cli.output import count_progress, make_table, markdown_table, print_json, stdout
+from termwise.cli.plots import check_plot, plot_quality
+from termwise.cli.precision import Precision
 from termwise.cli.workspace import TEXT_FIELD, VECTOR_FIELD, workspace
 from termwise.client import Client, Document, FailedPreconditionError
 
@@ -28,14 +29,6 @@ WINDOW = 1_000
 """Hits that each list gives to a fusion."""
 CONCURRENT_QUERIES = 4
 """Queries under way at once: two processors stay busy."""
-
-
-class Precision(StrEnum):
-    """Arithmetic of an encoder."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    AUTO = "auto"
 
 
 Run = dict[str, list[str]]
@@ -82,6 +75,11 @@ def evaluate(
         Precision,
         typer.Option(help="Arithmetic of the server that is started; float32 gives the same on any processor."),
     ] = Precision.FLOAT32,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw NDCG@10 by collection into an SVG, PNG or PDF.")
+    ] = None,
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print NDCG@10 by collection as Markdown.")] = False,
     style: FormatOption = Format.TABLE,
 ) -> None:
     """Measure retrieval on collections: BM25, sparse, and both fused by rank (rrf) and by score (linear).
@@ -89,12 +87,21 @@ def evaluate(
     The documents go into an index of their own, which is removed afterwards.
     """
     measure = _measures()
+    if plot is not None:
+        check_plot(plot)
     collections = [read_collection(folder) for folder in folders]
     server = nullcontext(address) if address else local_server("--precision", precision.value)
+    measured: list[dict[str, Any]] = []
     with server as at, connected(at) as client:
         for collection in collections:
             rows = [row | measure(collection, run) | _size(collection) for row, run in runs(client, collection)]
-            _print(collection, rows, style)
+            measured += rows
+            if not markdown or style is Format.JSON:
+                _print(collection, rows, style)
+    if markdown and style is not Format.JSON:
+        print(quality_table(measured))
+    if plot is not None:
+        plot_quality(measured, plot)
 
 
 def runs(client: Client, collection: Collection) -> list[tuple[dict[str, Any], Run]]:
@@ -145,6 +152,23 @@ def _measures() -> Callable[[Collection, Run], dict[str, float]]:
 
 def _size(collection: Collection) -> dict[str, int]:
     return {"queries": len(collection.queries), "documents": len(collection.documents)}
+
+
+def quality_table(rows: list[dict[str, Any]]) -> str:
+    """Give NDCG@10 in Markdown: a line a collection, a column a system, the best of a line in bold; and their means."""
+    systems = list(dict.fromkeys(row["system"] for row in rows))
+    scores: dict[str, dict[str, float]] = {}
+    for row in rows:
+        scores.setdefault(row["collection"], {})[row["system"]] = row["ndcg@10"]
+    if len(scores) > 1:
+        complete = list(scores.values())
+        scores["mean"] = {system: sum(each[system] for each in complete) / len(complete) for system in systems}
+    lines = []
+    for name, found in scores.items():
+        best = max(round(value, 3) for value in found.values())
+        shown = (f"{found[system]:.3f}".removeprefix("0") for system in systems)
+        lines.append([name, *(f"**{text}**" if float(text) == best else text for text in shown)])
+    return markdown_table(["NDCG@10", *systems], lines)
 
 
 def _print(collection: Collection, rows: list[dict[str, Any]], style: Format) -> None:
