@@ -150,10 +150,12 @@ def opened(shelf: Any, document: Callable[..., Document], rows: list[dict[str, A
     return index
 
 
-def planned(index: OpenIndex, query: q.Query, depth: int, min_score: float | None = None) -> Ranked:
+def planned(
+    index: OpenIndex, query: q.Query, depth: int, min_score: float | None = None, count: int | None = None
+) -> Ranked:
     view = View(index.index.reader(), Stop(RequestContext("test")))
     target = resolve(q.Standard(query), index.mapping).target
-    source = floored(Planner(view, {}).plan(target), min_score)
+    source = floored(Planner(view, {}, count).plan(target), min_score)
     for opener in source.openers(depth):
         opener()
     return source.top(depth)
@@ -186,7 +188,13 @@ CHECKED = settings(
 
 @pytest.mark.usefixtures("limits")
 @CHECKED
-@given(rows=documents(), query=queries, depth=st.integers(1, 8), floor=st.sampled_from([None, None, 0.5, 3.0]))
+@given(
+    rows=documents(),
+    query=queries,
+    depth=st.integers(1, 8),
+    floor=st.sampled_from([None, None, 0.5, 3.0]),
+    count=st.sampled_from([None, None, 0, 3, 10]),
+)
 def test_plans_give_what_the_definition_says(
     shelf: Any,
     document: Callable[..., Document],
@@ -194,10 +202,11 @@ def test_plans_give_what_the_definition_says(
     query: q.Query,
     depth: int,
     floor: float | None,
+    count: int | None,
 ) -> None:
     index = opened(shelf, document, rows)
     expected = reference(index, query, floor)
-    ranked = planned(index, query, depth, floor)
+    ranked = planned(index, query, depth, floor, count)
     assert ranked.seq_nos.tolist() == [seq_no for seq_no, _ in expected[:depth]]
     assert ranked.scores.tolist() == pytest.approx([score for _, score in expected[:depth]], rel=1e-6)
     assert ranked.exact
@@ -208,6 +217,20 @@ def test_plans_give_what_the_definition_says(
         assert len(ranked.seq_nos) <= ranked.total <= len(expected)
     if ranked.complete:
         assert len(ranked.seq_nos) == len(expected)
+
+
+@CHECKED
+@given(rows=documents(), query=leaves, depth=st.integers(1, 8), count=st.integers(0, 30))
+def test_a_list_of_one_leaf_is_counted_as_far_as_asked(
+    shelf: Any, document: Callable[..., Document], rows: list[dict[str, Any]], query: q.Query, depth: int, count: int
+) -> None:
+    index = opened(shelf, document, rows)
+    expected = len(reference(index, query))
+    ranked = planned(index, query, depth, count=count)
+    if ranked.counted:
+        assert ranked.total == expected
+    else:
+        assert count <= ranked.total <= expected
 
 
 @CHECKED

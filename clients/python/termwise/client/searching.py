@@ -30,6 +30,7 @@ def search(  # noqa: PLR0913 - one keyword a setting of the request
     source_includes: Iterable[str] = (),
     source_excludes: Iterable[str] = (),
     include_sparse_vectors: Iterable[str] = (),
+    track_total_hits: int | None = None,
     timeout: float | None = None,
 ) -> Unary[SearchResult]:
     """Search an index: by `text`, by a `query` or by a `retriever`; by none of them for all documents.
@@ -49,6 +50,7 @@ def search(  # noqa: PLR0913 - one keyword a setting of the request
         source_includes: Field paths of the body to keep, `*` for any characters; empty: all.
         source_excludes: Field paths to drop, of those kept.
         include_sparse_vectors: Sparse vector fields to give with each hit; "*": all.
+        track_total_hits: How far hits are counted; by default 10,000.
         timeout: Seconds; by default the client's.
     """
     if sum(each is not None for each in (text, query, retriever)) > 1:
@@ -60,6 +62,7 @@ def search(  # noqa: PLR0913 - one keyword a setting of the request
         min_score=min_score,
         source_format=document_pb2.SOURCE_FORMAT_JSON if source else document_pb2.SOURCE_FORMAT_NONE,
         include_sparse_vectors=_names(include_sparse_vectors, "include_sparse_vectors"),
+        track_total_hits=track_total_hits,
     )
     includes, excludes = _names(source_includes, "source_includes"), _names(source_excludes, "source_excludes")
     if includes or excludes:

@@ -38,6 +38,7 @@ class SearchRequest(_message.Message):
     SOURCE_FILTER_FIELD_NUMBER: _builtins.int
     SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
     INCLUDE_SPARSE_VECTORS_FIELD_NUMBER: _builtins.int
+    TRACK_TOTAL_HITS_FIELD_NUMBER: _builtins.int
     size: _builtins.int
     """Most hits in the answer, 0 to 10,000 together with `offset`. Absent: 10."""
     offset: _builtins.int
@@ -46,6 +47,11 @@ class SearchRequest(_message.Message):
     """Drop hits with a lower score."""
     source_format: _document_pb2.SourceFormat.ValueType
     """The form of the body."""
+    track_total_hits: _builtins.int
+    """How far documents that meet the query are counted, 0 or more: where there are more, `total` is RELATION_AT_LEAST. A
+    low number lets the search pass over documents that cannot be among the hits. Fused lists, and booleans of several
+    clauses that score, may be counted less far. Absent: 10,000.
+    """
     @_builtins.property
     def indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The index to search: exactly one."""
@@ -78,21 +84,26 @@ class SearchRequest(_message.Message):
         source_filter: Global___SourceFilter | None = ...,
         source_format: _document_pb2.SourceFormat.ValueType = ...,
         include_sparse_vectors: _abc.Iterable[_builtins.str] | None = ...,
+        track_total_hits: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "_size", b"_size", "min_score", b"min_score", "query", b"query", "retriever", b"retriever", "size", b"size", "source_filter", b"source_filter", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "_size", b"_size", "_track_total_hits", b"_track_total_hits", "min_score", b"min_score", "query", b"query", "retriever", b"retriever", "size", b"size", "source_filter", b"source_filter", "target", b"target", "track_total_hits", b"track_total_hits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "_size", b"_size", "include_sparse_vectors", b"include_sparse_vectors", "indices", b"indices", "min_score", b"min_score", "offset", b"offset", "query", b"query", "retriever", b"retriever", "size", b"size", "source_filter", b"source_filter", "source_format", b"source_format", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_min_score", b"_min_score", "_size", b"_size", "_track_total_hits", b"_track_total_hits", "include_sparse_vectors", b"include_sparse_vectors", "indices", b"indices", "min_score", b"min_score", "offset", b"offset", "query", b"query", "retriever", b"retriever", "size", b"size", "source_filter", b"source_filter", "source_format", b"source_format", "target", b"target", "track_total_hits", b"track_total_hits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
     _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
     _WhichOneofReturnType__size: _TypeAlias = _typing.Literal["size"]  # noqa: Y015
     _WhichOneofArgType__size: _TypeAlias = _typing.Literal["_size", b"_size"]  # noqa: Y015
+    _WhichOneofReturnType__track_total_hits: _TypeAlias = _typing.Literal["track_total_hits"]  # noqa: Y015
+    _WhichOneofArgType__track_total_hits: _TypeAlias = _typing.Literal["_track_total_hits", b"_track_total_hits"]  # noqa: Y015
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["query", "retriever"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__size) -> _WhichOneofReturnType__size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__track_total_hits) -> _WhichOneofReturnType__track_total_hits | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 

@@ -46,13 +46,19 @@ class LeafList:
 
     scores_any = True
 
-    def __init__(self, view: View, leaf: Leaf, where: Condition, guard: Condition, whole: Condition) -> None:
-        """Rank what meets `where`; ask documents from elsewhere for `guard`. `whole` is the list's condition."""
+    def __init__(
+        self, view: View, leaf: Leaf, where: Condition, guard: Condition, whole: Condition, *, count: int | None
+    ) -> None:
+        """Rank what meets `where`; ask documents from elsewhere for `guard`. `whole` is the list's condition.
+
+        Documents are counted as far as `count`; None: all of them.
+        """
         self._view = view
         self._leaf = leaf
         self._where = where
         self._guard = guard
         self._whole = whole
+        self._count = count
 
     @property
     def condition(self) -> Condition | None:
@@ -61,11 +67,12 @@ class LeafList:
 
     def top(self, depth: int) -> Ranked:
         """Give the best; storage ranks them."""
-        found = self._view.rank(self._leaf, depth, self._where)
+        found = self._view.rank(self._leaf, depth, self._where, self._count)
         return Ranked(
             found.seq_nos,
             found.scores.astype(np.float64),
-            found.total,
+            max(found.total, len(found.seq_nos)),
+            counted=found.counted,
             complete=found.exhausted or len(found.seq_nos) < depth,
             exact=found.max_error == 0,
             max_error=found.max_error,
@@ -179,16 +186,27 @@ class SumList:
     scores_any = True
 
     def __init__(
-        self, view: View, condition: Condition, addends: Sequence[Addend], *, covered: bool, whole_leaf: Addend | None
+        self,
+        view: View,
+        condition: Condition,
+        addends: Sequence[Addend],
+        *,
+        covered: bool,
+        whole_leaf: Addend | None,
+        count: int | None,
     ) -> None:
-        """Sum `addends` over the documents that meet `condition`."""
+        """Sum `addends` over the documents that meet `condition`, and count those as far as `count`."""
         self._view = view
         self._condition = condition
         self._covered = covered
+        self._count = count
         scored = [addend for addend in addends if addend.leaf is not None]
         constants = [addend for addend in addends if addend.leaf is None]
         self._lists = [
-            _Weighed(Remembered(LeafList(view, addend.leaf, addend.where, addend.guard, condition)), addend.weight)
+            _Weighed(
+                Remembered(LeafList(view, addend.leaf, addend.where, addend.guard, condition, count=count)),
+                addend.weight,
+            )
             for addend in scored
             if addend.leaf is not None
         ]
@@ -262,12 +280,14 @@ class SumList:
     def _total(self, sums: Sums, tops: Sequence[Ranked]) -> tuple[int, bool]:
         """Count the list, and say whether that is exact; nothing costly is done for it."""
         if self._whole is not None:
-            return tops[self._whole].total, True
+            return tops[self._whole].total, tops[self._whole].counted
         if self._covered and sums.complete:
             return len(sums), True
-        if is_cheap(self._condition) or sums.complete:
+        least = max([len(sums), *(top.total for top in tops)])
+        wanted = self._count is None or least < self._count
+        if sums.complete or (wanted and is_cheap(self._condition)):
             return len(self._view.match(self._condition)), True
-        return max(len(sums), *(top.total for top in tops)), False
+        return least, False
 
 
 class Floor:

@@ -13,6 +13,7 @@ from termwise.server.search.booleans import Addend, Floor, LeafList, SumList
 from termwise.server.search.conditions import EVERYTHING, FEW, NOTHING, all_of, any_of, negated
 from termwise.server.search.fusion import RankFused, ScoreFused
 from termwise.server.search.pruning import prune
+from termwise.server.search.query import Normalizer
 from termwise.server.search.resolve import Combined, Fixed, NodeList, RankFusion, TextKey, Tokens, Words
 from termwise.storage.types import Sparse
 
@@ -87,42 +88,54 @@ _Clause: TypeAlias = _Scored | _Constant | _Group
 
 @dataclass(slots=True)
 class Planner:
-    """Plans one search. `vectors` are its expanded texts; `pruned` counts the tokens left out of each."""
+    """Plans one search.
+
+    `vectors` are its expanded texts; `pruned` counts the tokens left out of each. Lists count their documents as far as
+    `count`; None: all of them.
+    """
 
     view: View
     vectors: Mapping[TextKey, SparseVector]
+    count: int | None = None
     pruned: dict[Tokens, int] = field(default_factory=dict)
     _leaves: dict[Tokens, Leaf | None] = field(default_factory=dict)
 
     def plan(self, target: ResolvedList) -> Source:
         """Make the list that `target` describes."""
+        return self._plan(target, self.count)
+
+    def _plan(self, target: ResolvedList, count: int | None) -> Source:
         if isinstance(target, NodeList):
-            return floored(self._list(target.node), target.min_score)
+            return floored(self._list(target.node, count), target.min_score)
         if isinstance(target, RankFusion):
             return RankFused(
                 self.view,
-                [(self.plan(part), weight) for part, weight in target.parts],
+                [(self._plan(part, count), weight) for part, weight in target.parts],
                 target.window,
                 target.rank_constant,
             )
         return ScoreFused(
             self.view,
-            [(self.plan(part), weight, normalizer) for part, weight, normalizer in target.parts],
+            [
+                # How far an l2 norm can be off depends on how many documents its list has.
+                (self._plan(part, None if normalizer is Normalizer.L2 else count), weight, normalizer)
+                for part, weight, normalizer in target.parts
+            ],
             target.window,
         )
 
-    def _list(self, node: Node) -> Source:
+    def _list(self, node: Node, count: int | None) -> Source:
         clause = self._clause(node, 1.0)
         addends = _addends(clause, EVERYTHING, None)
         covered = _is_covered(clause)
         only = addends[0] if covered and len(addends) == 1 else None
         if only is not None and only.leaf is not None:
             if only.weight == 1:
-                return LeafList(self.view, only.leaf, only.where, only.where, clause.condition)
+                return LeafList(self.view, only.leaf, only.where, only.where, clause.condition, count=count)
             alone = replace(only, guard=only.where)
-            return SumList(self.view, clause.condition, [alone], covered=True, whole_leaf=alone)
+            return SumList(self.view, clause.condition, [alone], covered=True, whole_leaf=alone, count=count)
         whole = next((each for each in addends if each.leaf is not None and _needs(clause, each.leaf)), None)
-        return SumList(self.view, clause.condition, addends, covered=covered, whole_leaf=whole)
+        return SumList(self.view, clause.condition, addends, covered=covered, whole_leaf=whole, count=count)
 
     def _clause(self, node: Node, factor: float) -> _Clause:
         """Plan a node under booleans whose boosts are `factor` together."""

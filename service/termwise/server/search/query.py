@@ -29,6 +29,7 @@ MAX_WORDS_LENGTH: Final = 100_000
 """Characters of the text of a `match`: each of its words is a clause of its own."""
 
 DEFAULT_SIZE: Final = 10
+DEFAULT_TRACK_TOTAL_HITS: Final = 10_000
 DEFAULT_RRF_WINDOW: Final = 100
 DEFAULT_LINEAR_WINDOW: Final = 1_000
 DEFAULT_RANK_CONSTANT: Final = 60
@@ -236,7 +237,11 @@ Retriever: TypeAlias = Standard | Rrf | Linear
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:
-    """One search. `sparse_vectors` names the sparse vector fields to give with each hit, "*" for all."""
+    """One search.
+
+    `sparse_vectors` names the sparse vector fields to give with each hit, "*" for all; without `source`, hits have no
+    body. Documents are counted as far as `track_total_hits`.
+    """
 
     index: str
     retriever: Retriever = Standard(MatchAll())
@@ -244,3 +249,5 @@ class SearchRequest:
     offset: int = 0
     min_score: float | None = None
     sparse_vectors: tuple[str, ...] = ()
+    source: bool = True
+    track_total_hits: int = DEFAULT_TRACK_TOTAL_HITS

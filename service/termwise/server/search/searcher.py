@@ -126,7 +126,8 @@ class _Job:
         """Plan the search, and give what may run side by side first."""
         self.stop.check()
         view = View(self.opened.index.reader(), self.stop)
-        self.planner = Planner(view, {key: each.vector for key, each in self.expanded.items()})
+        vectors = {key: each.vector for key, each in self.expanded.items()}
+        self.planner = Planner(view, vectors, self.request.track_total_hits)
         self.source = floored(self.planner.plan(self.resolved.target), self.request.min_score)
         return self.source.openers(self.depth)
 
@@ -135,7 +136,12 @@ class _Job:
         view = self.planner.view
         ranked = self.source.top(self.depth)
         total, counted = ranked.total, ranked.counted
-        if not self.request.size and not counted and (condition := self.source.condition) is not None:
+        if (
+            not self.request.size
+            and not counted
+            and total < self.request.track_total_hits
+            and (condition := self.source.condition) is not None
+        ):
             # No hits wanted: it is the number that matters.
             total, counted = len(view.match(condition)), True
         fetching = perf_counter()
@@ -144,21 +150,9 @@ class _Job:
         hits: tuple[Hit, ...] = ()
         if len(seq_nos):
             view.check()
-            documents = view.reader.fetch(seq_nos)
+            documents = view.reader.fetch(seq_nos, source=self.request.source, sparse=self.sparse_fields)
             hits = tuple(
-                Hit(
-                    document.id,
-                    document.seq_no,
-                    score,
-                    document.source,
-                    {
-                        name: vector
-                        for name, vector in document.sparse.items()
-                        if self.sparse_fields is None or name in self.sparse_fields
-                    }
-                    if self.request.sparse_vectors
-                    else {},
-                )
+                Hit(document.id, document.seq_no, score, document.source, document.sparse)
                 for document, score in zip(documents, scores.tolist(), strict=True)
             )
         return ranked, total, counted, hits, perf_counter() - fetching

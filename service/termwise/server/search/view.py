@@ -53,10 +53,10 @@ class View:
         """Raise DeadlineExceededError where nobody waits any more."""
         self._stop.check()
 
-    def rank(self, leaf: Leaf, depth: int, where: Condition) -> Ranking:
-        """Rank a leaf's documents that meet a condition."""
+    def rank(self, leaf: Leaf, depth: int, where: Condition, count: int | None) -> Ranking:
+        """Rank a leaf's documents that meet a condition, and count them as far as `count`; None: all of them."""
         self._stop.check()
-        return self.reader.rank(leaf, depth, None if isinstance(where, Everything) else where)
+        return self.reader.rank(leaf, depth, None if isinstance(where, Everything) else where, count=count)
 
     def score(self, leaf: Leaf, seq_nos: NDArray[np.int64]) -> NDArray[np.float32]:
         """Score documents by a leaf, NaN where it does not match."""

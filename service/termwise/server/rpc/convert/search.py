@@ -13,7 +13,7 @@ from termwise.server.rpc.convert.document import check_source_format, fill_body,
 from termwise.server.rpc.convert.queries import finite
 from termwise.server.rpc.convert.retrievers import RetrieverReader
 from termwise.server.search import query as q
-from termwise.v1 import search_pb2
+from termwise.v1 import document_pb2, search_pb2
 
 if TYPE_CHECKING:
     from termwise.server.search.searcher import SearchResult
@@ -31,6 +31,9 @@ def search_request(message: search_pb2.SearchRequest) -> q.SearchRequest:
     index = check_identifier(message.indices[0], "indices[0]")
     size = message.size if message.HasField("size") else q.DEFAULT_SIZE
     _check_page(size, message.offset)
+    track = message.track_total_hits if message.HasField("track_total_hits") else q.DEFAULT_TRACK_TOTAL_HITS
+    if track < 0:
+        raise invalid_field("track_total_hits", f"It is {track}; give 0 or more.")
     reader = RetrieverReader(needed=message.offset + size)
     target = message.WhichOneof("target")
     retriever: q.Retriever
@@ -49,6 +52,8 @@ def search_request(message: search_pb2.SearchRequest) -> q.SearchRequest:
         offset=message.offset,
         min_score=finite(message, "min_score", "min_score"),
         sparse_vectors=tuple(message.include_sparse_vectors),
+        source=message.source_format != document_pb2.SOURCE_FORMAT_NONE,
+        track_total_hits=track,
     )
 
 
