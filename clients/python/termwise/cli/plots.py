@@ -25,7 +25,7 @@ def check_plot(file: Path) -> None:
 
 
 def plot_quality(rows: list[dict[str, Any]], file: Path) -> None:
-    """Draw NDCG@10 as bars, a group a collection and a bar a system, with the figure above each. Raises as `check_plot`."""
+    """Draw NDCG@10 as bars, a group a collection and a bar a system, with the figure above. Raises as `check_plot`."""
     check_plot(file)
     import matplotlib as mpl  # noqa: PLC0415 - an extra
     from matplotlib.figure import Figure  # noqa: PLC0415 - without pyplot nothing asks for a display

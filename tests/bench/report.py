@@ -1,0 +1,165 @@
+"""Measures everything that docs/performance.md shows, and writes that page.
+
+`make bench` (ARGS="[--only encode,search] [--quick] [--minutes N]"), `make bench-report` (writes the pages from the
+rows that are kept, measuring nothing).
+
+Each benchmark runs as a process of its own; its JSON lines go to docs/performance/results.jsonl as soon as it ends, so
+that a run that is cut off can be taken up again by naming what is missing: `--only storage,ingest`. A benchmark that
+fails or takes too long is told on the page, and the exit status is then 1. `--quick` is small and goes to build/bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from reporting import machine, results
+from reporting.plan import BENCH, Part, plan
+
+ROOT = BENCH.parents[1]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="sections, or beginnings of their names, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="small: a trial of the benchmarks, not of the machine")
+    parser.add_argument(
+        "--minutes", type=float, default=40, help="most minutes in all; what is left over is not measured"
+    )
+    parser.add_argument("--render", action="store_true", help="measure nothing")
+    parser.add_argument("--out", type=Path, help="folder of the pages; docs, or build/bench with --quick")
+    arguments = parser.parse_args()
+    pages = arguments.out or (ROOT / "build" / "bench" if arguments.quick else ROOT / "docs")
+    file = pages / "performance" / "results.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    failed = []
+    if not arguments.render:
+        until = time.monotonic() + arguments.minutes * 60
+        for part in chosen(plan(quick=arguments.quick), arguments.only):
+            section = measure(part, min(part.seconds, until - time.monotonic()), quick=arguments.quick)
+            results.save(results.load(file).replaced(section), file)
+            if section.failure:
+                failed.append(part.name)
+    render(file, pages)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def chosen(parts: list[Part], only: str) -> list[Part]:
+    """Give the parts that are named by the beginning of their names. Exits where a name fits none."""
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    for name in names:
+        if not any(part.name.startswith(name) for part in parts):
+            sys.exit(f"there is no section {name}; there are {', '.join(part.name for part in parts)}")
+    return [part for part in parts if not names or any(part.name.startswith(name) for name in names)]
+
+
+def measure(part: Part, seconds: float, *, quick: bool) -> results.Section:
+    """Run a part's commands for at most `seconds` in all; give its rows, and why it failed where it did."""
+    run: dict[str, Any] = {
+        "at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        "termwise": machine.own_version(),
+        "commands": list(part.shown),
+        "quick": quick,
+        "machine": machine.describe(),
+        "versions": machine.versions(),
+    }
+    rows: list[dict[str, Any]] = []
+    failure = "" if part.commands else "what it measures with is not at hand"
+    began = time.monotonic()
+    for command in part.commands:
+        left = seconds - (time.monotonic() - began)
+        print(f"{part.name}: {' '.join(Path(word).name for word in command)}", file=sys.stderr, flush=True)
+        found, problem = execute(command, left)
+        rows += found
+        failure = failure or problem
+    took = time.monotonic() - began
+    print(
+        f"{part.name}: {len(rows)} rows in {took:.0f} s{f'; {failure}' if failure else ''}", file=sys.stderr, flush=True
+    )
+    return results.Section(part.name, run | {"seconds": round(took), "failure": failure or None}, rows)
+
+
+def execute(command: tuple[str, ...], seconds: float) -> tuple[list[dict[str, Any]], str]:
+    """Run a benchmark; give the JSON objects that it printed, and a line about its failure, empty where none."""
+    if seconds <= 0:
+        return [], "no time was left"
+    if command[0] != "-m" and not Path(command[0]).exists():
+        return [], f"{Path(command[0]).name} does not exist"
+    paths = [str(ROOT / "tests" / "fixtures"), str(BENCH), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        # A group of its own: servers that the benchmark started end with it.
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+        problem = "" if process.returncode == 0 else f"exit status {process.returncode}: {last_line(err)}"
+    except subprocess.TimeoutExpired:
+        out, err = end(process)
+        problem = f"it took more than {seconds:.0f} s"
+    except BaseException:
+        end(process)
+        raise
+    return [row for row in map(read_row, out.splitlines()) if row is not None], problem
+
+
+def end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """End a benchmark and what it started, and give what it printed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        return process.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()
+
+
+def read_row(line: str) -> dict[str, Any] | None:
+    """Read a line that is a JSON object; None for any other."""
+    if not line.startswith("{"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def last_line(text: str) -> str:
+    """Give the last line that says something, without folders: they belong to one machine."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return re.sub(r"(?:/[^/\s:'\"]+)+/", "", lines[-1])[:200] if lines else "it said nothing"
+
+
+def render(file: Path, pages: Path) -> None:
+    """Write the pages and plots of the rows that are kept."""
+    from reporting import figures, page, scaling  # noqa: PLC0415 - a failing import must not cost a measurement
+
+    found = results.load(file)
+    (pages / "performance.md").write_text(page.render(found), encoding="utf-8")
+    figures.draw(found, file.parent)
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (pages / "scaling.md").write_text(scaling.fill(text, found), encoding="utf-8")
+    print(f"{pages.name}/performance.md and {pages.name}/scaling.md are written", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Which benchmarks make up the page, and how each is run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("TERMWISE_BENCH_DATA", BENCH.parents[2] / "shared" / "data"))
+COLLECTIONS = ("adi", "cacm", "cranfield", "med")
+"""Public collections of `termwise eval`, where they are at hand."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of the page: commands whose JSON lines are its rows, and the seconds that they may take in all."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    seconds: float
+    shown: tuple[str, ...]
+
+
+def plan(*, quick: bool) -> list[Part]:
+    """Give all sections in the page's order."""
+    sizes = (10_000,) if quick else (10_000, 100_000, 1_000_000)
+    found = [
+        _script("encode", 600, "encode", "--seconds", "12", quick=quick),
+        _script("drift", 300, "drift", quick=quick),
+    ]
+    for size, seconds in zip(sizes, (150, 360, 540), strict=False):
+        found.append(_script(f"search-{size}", seconds, "search", "--documents", str(size), quick=quick))
+    found += [
+        _script("storage", 300, "storage", quick=quick),
+        _script("ingest", 240, "ingest", quick=quick),
+        _script("overhead", 240, "overhead", quick=quick),
+        _quality(quick=quick),
+        _hardware(quick=quick),
+    ]
+    return found
+
+
+def _script(section: str, seconds: float, bench: str, *arguments: str, quick: bool) -> Part:
+    more = ("--quick",) if quick else arguments
+    if quick and "--documents" in arguments:
+        more = (*arguments, "--quick")
+    tail = (*more, "--format", "json")
+    shown = f'make bench-{bench} ARGS="{" ".join(tail)}"'
+    return Part(section, ((str(BENCH / f"bench_{bench}.py"), *tail),), seconds, (shown,))
+
+
+def _quality(*, quick: bool) -> Part:
+    names = [name for name in COLLECTIONS[: 1 if quick else None] if (DATA / name / "corpus.jsonl").exists()]
+    folders = [str(DATA / name) for name in names]
+    command = ("-m", "termwise.cli", "eval", *folders, "--format", "json")
+    commands = (command,) if folders else ()
+    return Part("quality", commands, 300, (f"termwise eval {' '.join(names)} --markdown",))
+
+
+def _hardware(*, quick: bool) -> Part:
+    seconds = "0.5" if quick else "5"
+    models = (".splade_tiny",) if quick else (".splade_tiny", "bert-base")
+    words = [("bench", "hardware", model, "--seconds", seconds) for model in models]
+    commands = tuple(("-m", "termwise.cli", *each, "--format", "json") for each in words)
+    return Part("hardware", commands, 300, tuple(f"termwise {' '.join(each)}" for each in words))
