@@ -47,6 +47,7 @@ def test_the_build_steps_give_a_server_that_starts_healthy_and_stops(tmp_path: P
     assert settings["TERMWISE_HOST"] == "0.0.0.0"  # noqa: S104 - inside a container that is the way out
     environment["NUMBA_CACHE_DIR"] = placed(settings["NUMBA_CACHE_DIR"])
     assert any((tmp_path / "opt" / "numba").rglob("*.nbi")), "the kernels were not compiled in advance"
+    assert any((tmp_path / "opt").rglob("libtermwise_kernel.so")), "the encoder's kernel was not compiled"
     port_file = tmp_path / "port"
     entry = ["termwise", "serve", "--data", str(tmp_path / "data"), "--host", "127.0.0.1", "--port", "0"]
     with subprocess.Popen([*entry, "--port-file", str(port_file)], env=environment, cwd=tmp_path) as process:
@@ -63,7 +64,7 @@ def test_the_build_steps_give_a_server_that_starts_healthy_and_stops(tmp_path: P
 def copy(source: Path, target: Path, *, into: bool) -> None:
     """Copy as COPY does, leaving out what .dockerignore names."""
     if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     else:
         destination = target / source.name if into else target
         destination.parent.mkdir(parents=True, exist_ok=True)

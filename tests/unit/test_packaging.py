@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -24,10 +26,7 @@ def test_a_wheel_holds_every_portion_with_its_types(tmp_path: Path) -> None:
     # From a copy, so that nothing lands in the source tree.
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for root in ROOTS:
-        shutil.copytree(ROOT / root, source / root, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_sources(source)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run([*command, str(source)], check=True)
     (wheel,) = tmp_path.glob("termwise-*.whl")
@@ -44,6 +43,32 @@ def test_a_wheel_holds_every_portion_with_its_types(tmp_path: Path) -> None:
         "grpcio",
         "protobuf",
     ]
+
+
+def copy_sources(target: Path) -> None:
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, target)
+    for root in ROOTS:
+        shutil.copytree(ROOT / root, target / root, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+
+
+@pytest.mark.parametrize("compiler", ["cc", "no-such-compiler"])
+def test_a_wheel_has_the_kernel_where_there_is_a_compiler(tmp_path: Path, compiler: str) -> None:
+    if shutil.which("cc") is None or platform.machine() != "x86_64" or sys.platform != "linux":
+        pytest.skip("the kernel is not for this machine")
+    source = tmp_path / "source"
+    source.mkdir()
+    copy_sources(source)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*command, str(source)], check=True, env=os.environ | {"CC": compiler})
+    (wheel,) = tmp_path.glob("termwise-*.whl")
+    kernels = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    if compiler == "cc":
+        assert kernels == ["termwise/server/inference/native/libtermwise_kernel.so"]
+        assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
+    else:
+        assert kernels == []
+        assert wheel.name.endswith("-py3-none-any.whl")
 
 
 def test_the_client_needs_neither_torch_nor_numpy() -> None:

@@ -68,6 +68,8 @@ def configure_logging(level: str = "info", form: Format = "auto") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING if level != "debug" else logging.DEBUG)
+    # Our own modules below the service speak through the standard library.
+    logging.getLogger("termwise").setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     # grpc.aio reports every cancelled stream as an exception, with a traceback; the interceptor has logged the call.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
@@ -82,6 +85,7 @@ def load_encoder(
     tokenizer = TextTokenizer(opened, config)
     fingerprints = fingerprint_sides(opened, config)
     from termwise.server.inference.hardware import has_bfloat16, set_compute_threads  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.networks import has_int8, make_networks  # noqa: PLC0415 - imports torch
     from termwise.server.inference.parity import Judge  # noqa: PLC0415 - imports torch
     from termwise.server.inference.splade import SpladeEncoder  # noqa: PLC0415 - imports torch
 
@@ -98,13 +102,16 @@ def load_encoder(
     problem: str | None = None
     for choice in choices:
         try:
-            encoder = SpladeEncoder(opened, config, tokenizer, fingerprints, tensors, choice)
-            problem = judge.compare(encoder)
+            for network in make_networks(opened, tensors, choice):
+                encoder = SpladeEncoder(config, tokenizer, fingerprints, network, choice)
+                problem = judge.compare(encoder)
+                if problem is None:
+                    _log.info("encoder in %s by %s", choice, network.kernel)
+                    return encoder
+                _log.warning("encoder in %s by %s is refused: %s", choice, network.kernel, problem)
         except RuntimeError as error:
             # A product that this processor or build of torch lacks.
             problem = f"{choice} does not run here: {type(error).__name__}"
-        if problem is None:
-            return encoder
     if choices[-1] != "float32":
         raise _refused(f"this model's vectors in it differ too much from the exact ones ({problem})", "PARITY_FAILED")
     raise FailedPreconditionError(
@@ -112,11 +119,6 @@ def load_encoder(
         reason="PARITY_FAILED",
         metadata={"architecture": opened.architecture.name},
     )
-
-
-def has_int8() -> bool:
-    """Tell whether encoders compute in int8 here."""
-    return False
 
 
 def _refused(why: str, reason: str) -> FailedPreconditionError:

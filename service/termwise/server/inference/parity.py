@@ -15,6 +15,7 @@ import torch
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.base import Side
 from termwise.server.inference.hardware import processor_name
+from termwise.server.inference.native.library import library_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from termwise.server.inference.splade import SpladeEncoder
 
 # Changes when the check does, so that old verdicts are not believed.
-_VERSION = 1
+_VERSION = 2
 # Sentences of different lengths, 3 to about 270 tokens: the head takes another way above 64.
 SENTENCES = (
     "Pluto",
@@ -53,7 +54,7 @@ class Judge:
             FailedPreconditionError: transformers cannot load the model.
 
         """
-        kept = self._kept(encoder.precision)
+        kept = self._kept(encoder)
         if kept is not None and kept.exists():
             try:
                 verdict: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
@@ -83,10 +84,11 @@ class Judge:
                 )
         return None
 
-    def _kept(self, precision: str) -> Path | None:
+    def _kept(self, encoder: SpladeEncoder) -> Path | None:
         if self._cache is None:
             return None
-        key = json.dumps([_VERSION, self._fingerprint, processor_name(), torch.__version__, precision])
+        computes = [encoder.precision, encoder.kernel, torch.__version__, library_digest()]
+        key = json.dumps([_VERSION, self._fingerprint, processor_name(), *computes])
         return self._cache / "parity" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
 

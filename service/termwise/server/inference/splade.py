@@ -5,33 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from termwise.server.inference.base import Expansion, Side, TokenizedText
-from termwise.server.inference.body import Body
+from termwise.server.inference.base import NO_TURN, Expansion, Side, TokenizedText
 from termwise.server.inference.extraction import Vocabulary, extract
-from termwise.server.inference.head import PooledHead
-from termwise.server.inference.packing import group_lengths, plan_batches
+from termwise.server.inference.packing import plan_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.base import ExpansionConfig
+    from termwise.server.inference.networks import Network
     from termwise.server.inference.text import TextTokenizer
 
 # Tokens of one pass through the model. Measured with chunks of 512 to 2,048 columns: 2,048 tokens are the fastest in
 # bfloat16 and within 5 % of it in float32; 4,096 lose 10 % in float32, since a chunk's logits leave the cache.
 _BATCH_TOKENS = 2048
 
-# Up to this width the layers stay in float32, whatever the precision: the head is nearly all of the work, so bfloat16
-# layers gain nothing, and they make two thirds of the drift (measured with 128: weights off by .0078 against .0027).
-_NARROW = 128
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _NO_IDS = np.empty(0, dtype=np.int64)
 _NO_WEIGHTS = np.empty(0, dtype=np.float32)
 
@@ -44,20 +36,14 @@ class SpladeEncoder:
 
     def __init__(
         self,
-        folder: ModelFolder,
         config: ExpansionConfig,
         tokenizer: TextTokenizer,
         fingerprints: dict[Side, str],
-        tensors: dict[str, Tensor],
+        network: Network,
         precision: str,
     ) -> None:
-        """Lay the weights out. `tensors` are the model's in float32, by today's names."""
-        dtype = DTYPES[precision]
-        architecture, dimensions = folder.architecture, folder.dimensions
-        body_dtype = torch.float32 if dimensions.hidden <= _NARROW else dtype
-        with torch.inference_mode():
-            self._body = Body(tensors.__getitem__, architecture, dimensions, body_dtype)
-            self._head = PooledHead(tensors.__getitem__, architecture, dimensions, folder.bias, dtype, body_dtype)
+        """Read texts by `tokenizer`, and compute by `network`, whose arithmetic is `precision`."""
+        self._network = network
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer.vocabulary)
         self._fingerprints = fingerprints
@@ -72,8 +58,13 @@ class SpladeEncoder:
 
     @property
     def precision(self) -> str:
-        """Arithmetic in use: "float32" or "bfloat16"."""
+        """Arithmetic in use: "float32", "bfloat16" or "int8"."""
         return self._precision
+
+    @property
+    def kernel(self) -> str:
+        """What computes: a level of instructions of the kernel, or "torch"."""
+        return self._network.kernel
 
     @property
     def device(self) -> str:
@@ -93,12 +84,16 @@ class SpladeEncoder:
         """Cut texts into vocabulary ids; see `Encoder.tokenize`."""
         return self._tokenizer.tokenize(texts, side)
 
-    def encode(self, texts: Sequence[TokenizedText], side: Side) -> list[Expansion]:
-        """Run the model, batch by batch."""
+    def encode(
+        self, texts: Sequence[TokenizedText], side: Side, turn: AbstractContextManager[None] = NO_TURN
+    ) -> list[Expansion]:
+        """Run the model, batch by batch; see `Encoder.encode`."""
         expansions = [Expansion((), _NO_IDS, _NO_WEIGHTS, 0, text.truncated) for text in texts]
         max_terms = self._max_terms[side]
         for batch in plan_batches([len(text.ids) for text in texts], _BATCH_TOKENS):
-            logits = self.pool([texts[position].ids for position in batch])
+            ids_of_texts = [texts[position].ids for position in batch]
+            with turn:
+                logits = self.pool(ids_of_texts)
             for position, row in zip(batch, logits, strict=True):
                 ids, weights = extract(row, self._vocabulary, max_terms=max_terms, min_weight=self._min_weight)
                 text = texts[position]
@@ -107,9 +102,8 @@ class SpladeEncoder:
         return expansions
 
     def pool(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Give the largest logits `[texts, vocabulary]` of texts that are sorted by length and none of them empty."""
-        groups = group_lengths([len(ids) for ids in texts])
-        with torch.inference_mode():
-            packed = torch.tensor([number for ids in texts for number in ids])
-            logits: NDArray[np.float32] = self._head(self._body(packed, groups), groups).numpy()
-        return logits
+        """Give the largest logits `[texts, vocabulary]` of texts that are sorted by length and none of them empty.
+
+        The array lasts until the calling thread's next call.
+        """
+        return self._network.pool(texts)

@@ -1,0 +1,196 @@
+"""The kernel against slow and obvious arithmetic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from termwise.server.inference.artefacts import open_folder
+from termwise.server.inference.base import Encoder, ExpansionConfig, Side
+from termwise.server.inference.loader import _read_tensors, load_encoder
+from termwise.server.inference.native.layout import Kind, Matrix, RowsStructure, aligned, to_bfloat16
+from termwise.server.inference.native.library import SWITCH, Level, best_level, levels
+from termwise.server.inference.networks import TorchNetwork, make_networks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+LEVELS = [(level, kind) for level in levels() for kind in sorted(level.kinds)]
+NAMES = [f"{level.name}-{kind.name}" for level, kind in LEVELS]
+
+needs_kernel = pytest.mark.skipif(not LEVELS, reason="the kernel was not compiled, or not for this processor")
+
+
+def pooled(
+    level: Level, matrix: Matrix, rows: NDArray[np.float32], lengths: list[int], cut: int = 0
+) -> NDArray[np.float32]:
+    """Pool by the kernel; the panels up to `cut` and those from there on, one after another."""
+    units = np.full((len(rows), matrix.units), 0xDEADBEEF, dtype=np.uint32)
+    scale = np.empty(len(rows), dtype=np.float32)
+    level.cast(rows.ctypes.data, matrix.inputs, len(rows), matrix.structure, units.ctypes.data, scale.ctypes.data)
+    packed = RowsStructure(units.ctypes.data, scale.ctypes.data, matrix.units)
+    starts = np.cumsum([0, *lengths], dtype=np.int64)
+    out = np.full((len(lengths), matrix.outputs), np.nan, dtype=np.float32)
+    cut = min(cut, matrix.panels)
+    for first, last in ((0, cut), (cut, matrix.panels)):
+        address = starts.ctypes.data
+        level.pool(matrix.structure, packed, address, len(lengths), first, last, out.ctypes.data, matrix.outputs)
+    return out
+
+
+def rounded(values: NDArray[np.float32], kind: Kind) -> NDArray[np.float64]:
+    """Give the numbers that the kernel multiplies in place of `values`, row by row."""
+    if kind is Kind.BFLOAT16:
+        return (to_bfloat16(values).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    if kind is Kind.INT8:
+        scale = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
+        return np.rint(values / np.where(scale > 0, scale, 1)).astype(np.float64) * scale
+    return values.astype(np.float64)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("level", "kind"), LEVELS, ids=NAMES)
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    shape=st.tuples(st.integers(1, 200), st.integers(1, 140)),
+    cut=st.integers(0, 5),
+    seed=st.integers(0, 2**32 - 1),
+    shift=st.sampled_from([0.0, -100.0]),
+    coarse=st.booleans(),
+)
+def test_pooling_is_a_product_and_its_maximum(
+    level: Level,
+    kind: Kind,
+    lengths: list[int],
+    shape: tuple[int, int],
+    cut: int,
+    seed: int,
+    shift: float,
+    coarse: bool,
+) -> None:
+    random = np.random.default_rng(seed)
+    outputs, inputs = shape
+    rows = random.normal(size=(sum(lengths), inputs)).astype(np.float32)
+    weight = random.normal(size=(outputs, inputs)).astype(np.float32)
+    if coarse:  # many ties, rows of zeros
+        rows, weight = np.rint(rows), np.rint(weight)
+    bias = (random.normal(size=outputs) + shift).astype(np.float32)
+    logits = rounded(rows, kind) @ rounded(weight, kind).T
+    starts = np.cumsum([0, *lengths[:-1]])
+    expected = np.maximum.reduceat(logits, starts, axis=0) + bias
+    actual = pooled(level, Matrix(weight, bias, kind, level.panel), rows, lengths, cut)
+    # INT8: a number half way between two may go either way.
+    loose = 0.02 * inputs**0.5 if kind is Kind.INT8 else 0
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * inputs**0.5 + loose)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("level", "kind"), LEVELS, ids=NAMES)
+def test_nan_loses_and_infinity_wins(level: Level, kind: Kind) -> None:
+    if kind is Kind.INT8:
+        pytest.skip("there is neither in int8")
+    rows = np.ones((3, 2), dtype=np.float32)
+    rows[1, 0] = np.nan
+    rows[2, 0] = np.inf
+    matrix = Matrix(np.array([[1, 1], [-1, 1]], dtype=np.float32), np.zeros(2, dtype=np.float32), kind, level.panel)
+    np.testing.assert_array_equal(pooled(level, matrix, rows[:2].copy(), [2]), [[2, 0]])
+    np.testing.assert_array_equal(pooled(level, matrix, rows, [3]), [[np.inf, 0]])
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=30))
+def test_bfloat16_rounds_as_torch_does(values: list[float]) -> None:
+    import torch  # noqa: PLC0415
+
+    numbers = np.array(values, dtype=np.float32)
+    expected = torch.from_numpy(numbers).to(torch.bfloat16).float().numpy()
+    actual = (to_bfloat16(numbers).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_aligned_memory_begins_on_a_cache_line() -> None:
+    for size in range(1, 40):
+        copy = aligned(np.arange(size, dtype=np.float32).reshape(1, size).T)
+        assert copy.ctypes.data % 64 == 0
+        assert copy.ravel().tolist() == list(range(size))
+
+
+SHAPES: list[tuple[str, dict[str, Any]]] = [
+    ("bert", {}),
+    ("bert", {"hidden_act": "relu", "tie_word_embeddings": False}),
+    ("bert", {"hidden_act": "gelu_new"}),
+    # Odd heads, widths that fill no vector.
+    ("bert", {"hidden_size": 15, "num_attention_heads": 3, "intermediate_size": 21}),
+    ("bert", {"hidden_size": 144, "num_attention_heads": 2, "intermediate_size": 150}),
+    ("bert", {"hidden_size": 150, "num_attention_heads": 6, "intermediate_size": 149}),
+    ("distilbert", {}),
+    ("roberta", {}),
+    ("roberta", {"pad_token_id": 5}),
+    ("mpnet", {"hidden_size": 160}),
+    ("mpnet", {}),
+    ("electra", {"embedding_size": 20}),
+]
+# How far logits of about 10 may lie from those of float32.
+FAR = {"float32": 2e-4, "bfloat16": 0.5, "int8": 2.5}
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", levels(), ids=lambda level: level.name)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(("architecture", "changes"), SHAPES)
+def test_every_architecture_computes_as_torch_does(
+    make_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    level: Level,
+    precision: str,
+    architecture: str,
+    changes: dict[str, Any],
+) -> None:
+    if Kind[precision.upper()] not in level.kinds:
+        pytest.skip(f"{level.name} has no {precision}")
+    monkeypatch.setenv(SWITCH, level.name)
+    folder = open_folder(make_model(architecture, initializer_range=0.1, **changes))
+    tensors = _read_tensors(folder)
+    network = next(make_networks(folder, tensors, precision))
+    assert network.kernel == level.name
+    random = np.random.default_rng(3)
+    lengths = [1, 1, 2, 7, 8, 9, 16, 17, 47, 48, 49, 90, folder.dimensions.longest]
+    texts = [random.integers(0, folder.dimensions.vocabulary, length).tolist() for length in sorted(lengths)]
+    expected = TorchNetwork(folder, tensors, "float32").pool(texts)
+    actual = network.pool(texts)
+    assert np.abs(actual - expected).max() < FAR[precision] * max(1, float(np.abs(expected).max()) / 10)
+    # The neighbours of a text change nothing, not even a bit.
+    for text, row in zip(texts, actual.copy(), strict=True):
+        np.testing.assert_array_equal(network.pool([text])[0], row)
+
+
+@needs_kernel
+def test_ids_and_lengths_beyond_the_model_are_refused(make_model: Callable[..., Path]) -> None:
+    folder = open_folder(make_model())
+    network = next(make_networks(folder, _read_tensors(folder), "float32"))
+    for text in ([40], [-1], [], [1] * 101):
+        with pytest.raises(IndexError):
+            network.pool([text])
+
+
+def test_without_the_kernel_torch_computes(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["is pluto a planet?", "Salmon are farmed in floating net pens. " * 30]
+
+    def expand(encoder: Encoder) -> list[dict[str, float]]:
+        expansions = encoder.encode(encoder.tokenize(texts, Side.DOCUMENT), Side.DOCUMENT)
+        return [dict(zip(each.tokens, each.weights.tolist(), strict=True)) for each in expansions]
+
+    with_best = load_encoder(model_folder, ExpansionConfig(), precision="float32")
+    monkeypatch.setenv(SWITCH, "off")
+    assert best_level() is None
+    plain: Any = load_encoder(model_folder, ExpansionConfig(), precision="float32")
+    assert plain.kernel == "torch"
+    for left, right in zip(expand(with_best), expand(plain), strict=True):
+        assert left == pytest.approx(right, abs=1e-3)
