@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-slow lint format proto proto-check proto-baseline eval lock clean \
-	bench bench-encode bench-search bench-storage bench-overhead
+	bench bench-report bench-encode bench-search bench-storage bench-overhead
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -85,9 +85,13 @@ lock: .venv/.dev ## Pin what .venv holds
 
 # --- measuring it
 
-bench: bench-encode bench-search bench-storage bench-overhead ## Every benchmark
+bench: .venv/.dev ## Every benchmark, half an hour in all; writes docs/performance.md and docs/scaling.md
+	@$(BENCH)/report.py $(ARGS)
 
-bench-encode: .venv/.dev ## Encoder beside sentence-transformers
+bench-report: .venv/.dev ## Those pages again, from the figures that are kept
+	@$(BENCH)/report.py --render $(ARGS)
+
+bench-encode: .venv/.dev ## Encoder beside sentence-transformers, ONNX Runtime and OpenVINO
 	@$(BENCH)/bench_encode.py $(ARGS)
 
 bench-search: .venv/.dev ## Sparse search over 100,000 passages beside scipy, through gRPC

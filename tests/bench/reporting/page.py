@@ -17,8 +17,8 @@ HEAD = """# Performance
 Written by `make bench` from the rows in [performance/results.jsonl](performance/results.jsonl); `make bench-report`
 writes it again without measuring. Every comparison is one run in which ours and its peers take turns, or answer the
 same queries one after the other, on the same machine. Figures are medians; beside them stand quartiles or the 95th
-percentile. Vectors are real unless the text calls them resampled or synthetic; models with random weights are called so.
-[scaling.md](scaling.md) says what larger collections take."""
+percentile. Vectors are real unless the text calls them resampled or synthetic; models with random weights are called
+so. [scaling.md](scaling.md) says what larger collections take."""
 
 PEERS = (
     (
@@ -31,7 +31,7 @@ PEERS = (
     ),
     (
         "OpenVINO",
-        "the same model converted from torch, pooling inside; hint LATENCY, one stream; inference precision f32 or bf16",
+        "the same model converted from torch, pooling inside; hint LATENCY, one stream; precision hint f32 or bf16",
     ),
     ("scipy", "exact scores in float32, by whichever of three products is fastest here, then a partial sort"),
     (
