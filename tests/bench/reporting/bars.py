@@ -17,6 +17,8 @@ CELLS = {"query-b1": "a query", "passages-b32": "32 passages", "doc512-b1": "a 5
 MODELS = {"default": "default model", "minilm": "MiniLM shape", "bert-base": "BERT-base shape"}
 ENCODER = {"query-b1": (4, 4, 4), "passages-b32": (10, 8, 7), "doc512-b1": (8, 5, 5)}
 """Times faster than sentence-transformers, bfloat16, one thread; in the order of MODELS."""
+LOSS = 0.003
+"""NDCG@10 that a precision may lose against float32 on any collection."""
 SEARCH = (
     (100_000, "scipy", 0.5, 0.0),
     (100_000, "lucene", 0.4, 0.0),
@@ -40,7 +42,12 @@ class Bar:
 
 def all_bars(results: Results) -> list[Bar]:
     """Give every bar in the page's order."""
-    return [*encoder(results.rows("encode")), *search(searches.timings(results)), *stated(results)]
+    return [
+        *encoder(results.rows("encode")),
+        *drift(results.rows("drift")),
+        *search(searches.timings(results)),
+        *stated(results),
+    ]
 
 
 def encoder(rows: list[Row]) -> Iterator[Bar]:
@@ -57,6 +64,15 @@ def encoder(rows: list[Row]) -> Iterator[Bar]:
         share = own["p50_ms"] / rival["p50_ms"] if own and rival else None
         what = f"encode {shown}, default model: time over OpenVINO bfloat16's"
         yield Bar(what, "≤ 1", number(share), share <= 1 if share is not None else None)
+
+
+def drift(rows: list[Row]) -> Iterator[Bar]:
+    """What faster arithmetic costs in quality."""
+    losses = {row["precision"]: 0.0 for row in rows if isinstance(row.get("loss"), int | float)} or {"bfloat16": None}
+    for precision in losses:
+        worst = max((row["loss"] for row in rows if row.get("precision") == precision and "loss" in row), default=None)
+        what = f"worst loss of NDCG@10 over collections, {precision}"
+        yield Bar(what, f"≤ {LOSS}", number(worst), worst <= LOSS if worst is not None else None)
 
 
 def search(rows: list[Row]) -> Iterator[Bar]:

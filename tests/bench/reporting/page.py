@@ -105,6 +105,8 @@ def _losses(results: Results) -> Iterator[str]:
     if found:
         yield "Every cell in which a peer was faster, whatever its recall:"
         yield "\n".join(f"- {each}" for each in found)
+    elif not results.rows("encode") and not searches.timings(results):
+        yield "*Not measured yet.*"
     else:
         yield "In none of the cells that were measured was a peer faster."
 

@@ -1,7 +1,7 @@
 """The rows that measurements left, in one file of JSON lines.
 
-A section is what one run of a benchmark gave: a row of kind "run" (when, on what, by which version, whether it failed)
-and the benchmark's own rows, each with "section". A new run of a section replaces the old one.
+A section is what one run of a benchmark gave: a line {"section", "run"} (when, on what, by which version, whether it
+failed) and a line {"section", "row"} for each row of the benchmark. A new run of a section replaces the old one.
 """
 
 from __future__ import annotations
@@ -57,12 +57,11 @@ def load(file: Path) -> Results:
         return Results()
     found: dict[str, Section] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        name = row.pop("section")
-        if row.pop("kind", None) == "run":
-            found[name] = Section(name, row)
+        kept = json.loads(line)
+        if "run" in kept:
+            found[kept["section"]] = Section(kept["section"], kept["run"])
         else:
-            found[name].rows.append(row)
+            found[kept["section"]].rows.append(kept["row"])
     return Results(found.values())
 
 
@@ -70,7 +69,7 @@ def save(results: Results, file: Path) -> None:
     """Write a file, whole or not at all."""
     lines = []
     for name, section in results.sections.items():
-        lines += [{"section": name, "kind": "run", **section.run}, *({"section": name, **row} for row in section.rows)]
+        lines += [{"section": name, "run": section.run}, *({"section": name, "row": row} for row in section.rows)]
     made = file.with_suffix(".part")
     made.write_text("".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines), encoding="utf-8")
     made.replace(file)
