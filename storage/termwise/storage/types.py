@@ -84,6 +84,11 @@ class SparseVector:
     __hash__ = None  # type: ignore[assignment]
 
 
+_LARGEST_WEIGHT: Final = float(np.finfo(np.float32).max)
+_NO_VECTOR: Final = SparseVector((), np.empty(0, np.float32))
+_NO_VECTOR.weights.flags.writeable = False
+
+
 def sparse_vector(tokens: Sequence[str], weights: Sequence[float] | NDArray[np.float32]) -> SparseVector:
     """Make a sorted, checked vector.
 
@@ -96,10 +101,13 @@ def sparse_vector(tokens: Sequence[str], weights: Sequence[float] | NDArray[np.f
     if values.ndim != 1 or len(tokens) != len(values):
         msg = f"{len(tokens)} tokens cannot pair with {values.size} weights; give one weight a token."
         raise ValueError(msg)
+    if not len(values):
+        return _NO_VECTOR
     with np.errstate(over="ignore", under="ignore"):
         singles = values.astype(np.float32)
-    good = np.isfinite(singles) & (singles >= np.float32(SMALLEST_WEIGHT))
-    if not good.all():
+    # The extremes say all; a NaN is neither above nor below anything.
+    if not SMALLEST_WEIGHT <= float(singles.min()) <= float(singles.max()) <= _LARGEST_WEIGHT:
+        good = np.isfinite(singles) & (singles >= np.float32(SMALLEST_WEIGHT))
         place = int(np.flatnonzero(~good)[0])
         msg = (
             f"Token {tokens[place]!r} weighs {values[place]}; "
@@ -110,15 +118,19 @@ def sparse_vector(tokens: Sequence[str], weights: Sequence[float] | NDArray[np.f
         twice = next(token for token in tokens if list(tokens).count(token) > 1)
         msg = f"Token {twice!r} stands more than once; add its weights up first."
         raise ValueError(msg)
-    for token in tokens:
-        if not token or len(token.encode()) > MAX_TOKEN_BYTES:
-            shown = token if len(token) <= 40 else token[:40] + "…"  # noqa: PLR2004 - as much as a message bears
-            msg = f"Token {shown!r} is {len(token.encode())} bytes long; tokens are 1 to {MAX_TOKEN_BYTES:,} bytes."
-            raise ValueError(msg)
-    order = sorted(range(len(tokens)), key=lambda i: (-float(singles[i]), tokens[i]))
-    arranged = singles[order] if order else np.empty(0, np.float32)
-    arranged.flags.writeable = False
-    return SparseVector(tuple(tokens[i] for i in order), arranged)
+    if "" in tokens or max(map(len, tokens)) * 4 > MAX_TOKEN_BYTES:  # a character takes 4 bytes at most
+        for token in tokens:
+            if not token or len(token.encode()) > MAX_TOKEN_BYTES:
+                shown = token if len(token) <= 40 else token[:40] + "…"  # noqa: PLR2004 - as much as a message bears
+                msg = f"Token {shown!r} is {len(token.encode())} bytes long; tokens are 1 to {MAX_TOKEN_BYTES:,} bytes."
+                raise ValueError(msg)
+    if not (singles[1:] < singles[:-1]).all():  # most callers give vectors as they got them: sorted
+        by_token = sorted(range(len(tokens)), key=tokens.__getitem__)
+        order = np.array(by_token)[np.argsort(-singles[by_token], kind="stable")]
+        singles = singles[order]
+        tokens = [tokens[place] for place in order.tolist()]
+    singles.flags.writeable = False
+    return SparseVector(tuple(tokens), singles)
 
 
 @dataclass(frozen=True, slots=True)
