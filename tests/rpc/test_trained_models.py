@@ -10,7 +10,8 @@ from google.protobuf import json_format
 
 from small_model import WORDS, make_small_model
 from termwise.server.inference.fake import FakeEncoder
-from termwise.server.inference.loader import has_int8, inspect_model, load_encoder
+from termwise.server.inference.loader import inspect_model, load_encoder
+from termwise.server.inference.networks import has_int8
 from termwise.server.metadata.store import MetadataStore
 from termwise.server.models.catalog import ModelCatalog
 from termwise.server.models.deployments import Deployments
@@ -249,6 +250,21 @@ async def test_deployments_from_start_to_stop(stub: Any, folder: Path) -> None:
     await stub.StopDeployment(pb.StopDeploymentRequest(deployment_id="for_ingest"))
     left = (await stub.ListDeployments(pb.ListDeploymentsRequest())).deployments
     assert [item.deployment_id for item in left] == ["mine"]
+
+
+async def test_a_deployment_remembers_what_it_was_asked(stub: Any, folder: Path) -> None:
+    model = await put(stub, folder)
+    default = await run(stub)
+    assert default.cache_size_bytes == model.size_bytes > 0
+    for deployment_id, size in (("off", 0), ("small", 100_000)):
+        assert (await run(stub, deployment_id=deployment_id, cache_size_bytes=size)).cache_size_bytes == size
+    for deployment_id, found in (("mine", (2, 3)), ("off", (1, 4)), ("small", (2, 3))):
+        first = await stub.Infer(pb.InferRequest(deployment_id=deployment_id, texts=["salmon", "farm", "salmon"]))
+        again = await stub.Infer(pb.InferRequest(deployment_id=deployment_id, texts=["planet", "salmon"]))
+        assert again.results[1] == first.results[0] == first.results[2]
+        got = (await stub.GetDeployment(pb.GetDeploymentRequest(deployment_id=deployment_id))).deployment
+        assert (got.cache_hit_count, got.cache_miss_count) == found
+        assert (got.cache_used_bytes > 0) == (deployment_id != "off")
 
 
 async def test_a_deployment_runs_in_the_precision_that_was_asked_for(start: Any, folder: Path, details_of: Any) -> None:

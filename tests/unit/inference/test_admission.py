@@ -3,66 +3,125 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
-from hypothesis import given
+import numpy as np
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from termwise.server.inference.admission import Call, Queue
-from termwise.server.inference.base import Side
+from termwise.server.inference.admission import Call, Job, Queue
+from termwise.server.inference.base import Expansion, Side
+from termwise.server.inference.cache import ExpansionCache
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Texts of calls come from a few, so that many are equal.
+_TEXTS = st.lists(st.integers(0, 25).map("text {}".format), min_size=1, max_size=12)
 _STEP = st.one_of(
-    st.tuples(st.just("eager"), st.integers(1, 9)),
-    st.tuples(st.just("patient"), st.integers(1, 30)),
+    st.tuples(st.just("eager"), _TEXTS),
+    st.tuples(st.just("patient"), _TEXTS),
     st.tuples(st.just("take"), st.integers(1, 60)),
+    st.tuples(st.just("run"), st.integers(0, 40)),
+    st.tuples(st.just("fail"), st.integers(0, 40)),
     st.tuples(st.just("end"), st.integers(0, 40)),
 )
 
 
-def make(future: asyncio.Future[None], number: int, texts: int, *, patient: bool) -> Call:
-    return Call(
-        texts=[f"{number} {position}" for position in range(texts)],
-        side=Side.QUERY if number % 3 else Side.DOCUMENT,
-        deadline=None,
-        future=future,
-        since=0.0,
-        left=texts,
-        results=[None] * texts,
-        patient=patient,
-    )
+def expansion(text: str) -> Expansion:
+    return Expansion((text,), np.zeros(1, np.int64), np.ones(1, np.float32), 1, truncated=False)
 
 
-@given(capacity=st.integers(1, 12), steps=st.lists(_STEP, max_size=40))
-def test_queue_keeps_its_promises(capacity: int, steps: list[tuple[str, int]]) -> None:
-    loop = asyncio.new_event_loop()
-    queue = Queue(capacity)
-    calls: list[Call] = []
-    taken: list[str] = []
-    for step, number in steps:
-        if step in {"eager", "patient"}:
-            call = make(loop.create_future(), len(calls), number, patient=step == "patient")
-            room = capacity - queue.waiting
-            admitted = queue.admit(call)
-            assert admitted == (call.patient or number <= room)
-            if admitted:
-                calls.append(call)
+def answers(call: Call) -> list[str]:
+    return [each.tokens[0] for each in call.answer()[0]]
+
+
+class Model:
+    """What the queue is held against: all calls there were, and the jobs that are with workers."""
+
+    def __init__(self, capacity: int, cache_size: int) -> None:
+        self.capacity = capacity
+        self.queue = Queue(capacity, ExpansionCache(cache_size))
+        self.loop = asyncio.new_event_loop()
+        self.calls: list[Call] = []
+        self.left: list[Call] = []
+        self.done: list[Call] = []
+        self.taken: list[Job] = []
+
+    def admit(self, texts: list[str], *, patient: bool) -> None:
+        side = Side.QUERY if len(self.calls) % 3 else Side.DOCUMENT
+        call = Call(texts, side, None, self.loop.create_future(), 0.0, patient)
+        waiting = self.queue.waiting
+        if self.queue.admit(call):
+            self.calls.append(call)
+        else:
+            assert not patient
+            assert waiting + len(set(texts)) > self.capacity
+            assert self.queue.waiting == waiting
+
+    def take(self, budget: int) -> None:
+        jobs = self.queue.take(budget, 0.0)
+        assert jobs or not self.queue.waiting
+        assert len({job.side for job in jobs}) <= 1
+        assert not any(job.is_dead(0.0) for job in jobs)
+        self.taken += jobs
+
+    def run(self, job: Job) -> None:
+        for each in self.queue.still_wanted([job], 0.0):
+            self.queue.complete(each, expansion(each.text), 0.0, 0.0, 0.0)
+
+    def fail(self, job: Job) -> None:
+        for call in self.queue.fail(job):
+            self.end(call)
+
+    def end(self, call: Call) -> None:
+        if not call.over:
+            self.left.append(call)
+        self.queue.end(call, 0.0)
+
+    def check(self) -> None:
+        for call in self.queue.take_finished():
+            assert answers(call) == list(call.texts)
+            assert call not in self.done
+            assert call not in self.left
+            self.done.append(call)
+        alive = [call for call in self.calls if not call.over]
+        assert 0 <= self.queue.waiting <= self.capacity
+        assert not (self.queue.waiting and not alive)
+        assert 0 <= self.queue._patient_waiting <= max(1, self.capacity // 2)
+        # Jobs in flight are all different.
+        flying = [job for job in self.taken if not job.is_dead(0.0)]
+        assert len({job.key for job in flying}) == len(flying)
+        # First come, first served: nobody is looked at while one before it still has texts outside.
+        outside = [call for call in alive if call.patient and call.seen < len(call.texts)]
+        assert not any(call.seen for call in outside[1:])
+
+    def finish(self) -> Iterable[Call]:
+        while self.queue.waiting or self.taken:
+            self.take(50)
+            while self.taken:
+                self.run(self.taken.pop())
+            self.check()
+        self.loop.close()
+        return (call for call in self.calls if call not in self.left)
+
+
+@given(
+    capacity=st.integers(1, 12),
+    cache_size=st.sampled_from([0, 3000, 1 << 20]),
+    steps=st.lists(_STEP, max_size=50),
+)
+@settings(max_examples=300, deadline=None)
+def test_queue_keeps_its_promises(capacity: int, cache_size: int, steps: list[tuple[str, list[str] | int]]) -> None:
+    model = Model(capacity, cache_size)
+    for step, what in steps:
+        if isinstance(what, list):
+            model.admit(what, patient=step == "patient")
         elif step == "take":
-            entries = queue.take(number, 0.0)
-            assert len({entry.call.side for entry in entries}) <= 1
-            assert not any(entry.call.over for entry in entries)
-            taken += [entry.text for entry in entries]
-        elif calls:
-            queue.end(calls[number % len(calls)])
-        alive = [call for call in calls if not call.over]
-        assert queue.waiting == sum(call.admitted - call.taken for call in alive) <= capacity
-        patient = [call for call in alive if call.patient]
-        assert sum(call.admitted - call.taken for call in patient) <= max(1, capacity // 2)
-        # First come, first served: nobody is admitted while one before it still has texts outside.
-        outside = [call for call in patient if call.admitted < len(call.texts)]
-        assert not any(call.admitted for call in outside[1:])
-    while entries := queue.take(50, 0.0):
-        taken += [entry.text for entry in entries]
-    assert queue.waiting == 0
-    assert len(taken) == len(set(taken))
-    expected = {text for call in calls if not call.over for text in call.texts}
-    assert expected <= set(taken)
-    loop.close()
+            model.take(what)
+        elif step in {"run", "fail"} and model.taken:
+            getattr(model, step)(model.taken.pop(what % len(model.taken)))
+        elif step == "end" and model.calls:
+            model.end(model.calls[what % len(model.calls)])
+        model.check()
+    assert all(call in model.done for call in model.finish()), "everybody who stayed is answered"

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,12 +16,13 @@ from termwise.server.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from termwise.server.inference.base import Encoder, Expansion, Side, TokenizedText
+from termwise.server.inference.base import NO_TURN, Encoder, Expansion, Side, TokenizedText
 from termwise.server.inference.batcher import Batcher
 from termwise.server.inference.fake import FakeEncoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from contextlib import AbstractContextManager
 
 
 class Gate:
@@ -48,8 +49,10 @@ class PickyEncoder(FakeEncoder):
             raise InvalidArgumentError("A text is too long.")
         return super().tokenize(texts, side)
 
-    def encode(self, texts: Sequence[TokenizedText], side: Side) -> list[Expansion]:
-        expansions = super().encode(texts, side)
+    def encode(
+        self, texts: Sequence[TokenizedText], side: Side, turn: AbstractContextManager[None] = NO_TURN
+    ) -> list[Expansion]:
+        expansions = super().encode(texts, side, turn)
         if any("broken" in expansion.tokens for expansion in expansions):
             message = "a shape does not fit"
             raise RuntimeError(message)
@@ -60,9 +63,16 @@ class PickyEncoder(FakeEncoder):
 
 @asynccontextmanager
 async def running(
-    encoder: Encoder, *, capacity: int = 100, allocations: int = 1, batch_tokens: int = 4096
+    encoder: Encoder, *, capacity: int = 100, allocations: int = 1, batch_tokens: int = 4096, cache_size_bytes: int = 0
 ) -> AsyncIterator[Batcher]:
-    batcher = Batcher(encoder, allocations=allocations, threads=1, queue_capacity=capacity, batch_tokens=batch_tokens)
+    batcher = Batcher(
+        encoder,
+        allocations=allocations,
+        threads=1,
+        queue_capacity=capacity,
+        batch_tokens=batch_tokens,
+        cache_size_bytes=cache_size_bytes,
+    )
     batcher.start()
     try:
         yield batcher
@@ -119,7 +129,7 @@ async def test_concurrent_calls_share_batches() -> None:
 
 async def test_batches_keep_the_token_budget() -> None:
     async with held(100, batch_tokens=100) as (batcher, gate, encoder, _):
-        call = asyncio.create_task(words(batcher, *["word " * 20] * 12))
+        call = asyncio.create_task(words(batcher, *["word " * 19 + f"last{number:02}" for number in range(12)]))
         await settle()
         gate.opened.set()
         await call
@@ -200,7 +210,7 @@ async def test_cancelled_call_never_reaches_the_model() -> None:
 
 async def test_cancelled_waiting_call_lets_the_next_in() -> None:
     async with held(2) as (batcher, gate, encoder, _):
-        gone = asyncio.create_task(words(batcher, *["gone"] * 10, wait=True))
+        gone = asyncio.create_task(words(batcher, *[f"gone{number}" for number in range(10)], wait=True))
         next_one = asyncio.create_task(words(batcher, "next", wait=True))
         await settle()
         gone.cancel()
@@ -265,7 +275,7 @@ async def test_refused_text_fails_its_call_alone() -> None:
 async def test_failed_call_takes_its_other_texts_along() -> None:
     async with held(100, batch_tokens=10) as (batcher, gate, encoder, _):
         encoder.tokenize = PickyEncoder(delay=gate).tokenize  # type: ignore[method-assign]
-        call = asyncio.create_task(words(batcher, "refused", *["never read at all"] * 20))
+        call = asyncio.create_task(words(batcher, "refused", *[f"never read {number}" for number in range(20)]))
         await settle()
         gate.opened.set()
         with pytest.raises(InvalidArgumentError):
@@ -276,7 +286,7 @@ async def test_failed_call_takes_its_other_texts_along() -> None:
 async def test_close_answers_what_was_admitted_and_refuses_the_rest() -> None:
     async with held(4) as (batcher, gate, _, first):
         admitted = asyncio.create_task(words(batcher, "a", "b"))
-        partly = asyncio.create_task(words(batcher, *["partly"] * 10, wait=True))
+        partly = asyncio.create_task(words(batcher, *[f"partly{number}" for number in range(10)], wait=True))
         stranger = asyncio.create_task(words(batcher, "stranger", wait=True))
         await settle()
         closing = asyncio.create_task(batcher.close())
@@ -289,7 +299,7 @@ async def test_close_answers_what_was_admitted_and_refuses_the_rest() -> None:
         await closing
         assert await first == [{"first"}]
         assert await admitted == [{"a"}, {"b"}]
-        assert await partly == [{"partly"}] * 10
+        assert await partly == [{f"partly{number}"} for number in range(10)]
         assert batcher.allocation_count == 0
 
 
@@ -363,3 +373,205 @@ async def test_many_callers_get_their_own_answers_from_a_real_encoder(encoder: E
             *(batcher.submit([text], Side.QUERY, deadline=time.monotonic() + 60, wait=True) for text in texts)
         )
     assert [expansions[0].tokens[:3] for expansions, _ in answers] == expected
+
+
+async def expand(batcher: Batcher, text: str, side: Side = Side.DOCUMENT, **options: Any) -> Expansion:
+    expansions, _ = await batcher.submit([text], side, **{"deadline": None, "wait": False} | options)
+    return expansions[0]
+
+
+async def test_equal_texts_in_flight_reach_the_model_once() -> None:
+    async with held(100) as (batcher, gate, encoder, first):
+        joins = asyncio.create_task(words(batcher, "first"))  # it is with the model already
+        waiting = [asyncio.create_task(words(batcher, "same", f"other{number}", "same")) for number in range(5)]
+        patient = asyncio.create_task(words(batcher, "same", wait=True))
+        await settle()
+        assert batcher.pending == 6, "what is the same takes room once"
+        gate.opened.set()
+        assert await joins == await first == [{"first"}]
+        for number, call in enumerate(waiting):
+            assert await call == [{"same"}, {f"other{number}"}, {"same"}]
+        assert await patient == [{"same"}]
+        assert sorted(ran(encoder)) == ["first", *(f"other{number}" for number in range(5)), "same"]
+        assert (batcher.cache_facts.hits, batcher.cache_facts.misses) == (11, 7)
+
+
+@pytest.mark.parametrize("leaver", [0, 1])
+async def test_a_caller_that_leaves_does_not_take_the_others_answer_along(leaver: int) -> None:
+    async with held(100) as (batcher, gate, encoder, _):
+        pair = [asyncio.create_task(words(batcher, "same")) for _ in range(2)]
+        stays = pair[1 - leaver]
+        late = asyncio.create_task(words(batcher, "same", deadline=time.monotonic() + 0.02))
+        await settle()
+        pair[leaver].cancel()
+        with pytest.raises(DeadlineExceededError):
+            await late
+        assert batcher.pending == 1
+        gate.opened.set()
+        assert await stays == [{"same"}]
+        assert ran(encoder) == ["first", "same"]
+
+
+async def test_a_text_that_all_have_left_never_reaches_the_model_and_may_be_asked_for_again() -> None:
+    async with held(100) as (batcher, gate, encoder, _):
+        gone = [asyncio.create_task(words(batcher, "same", deadline=time.monotonic() + 60)) for _ in range(3)]
+        await settle()
+        for call in gone:
+            call.cancel()
+        await settle()
+        assert batcher.pending == 0
+        again = asyncio.create_task(words(batcher, "same"))
+        await settle()
+        gate.opened.set()
+        assert await again == [{"same"}]
+        assert ran(encoder) == ["first", "same"]
+
+
+async def test_an_equal_text_in_flight_outlives_the_caller_that_brought_it_to_the_model() -> None:
+    async with held(100) as (batcher, gate, encoder, first):
+        joins = asyncio.create_task(words(batcher, "first"))
+        await settle()
+        first.cancel()
+        await settle()
+        gate.opened.set()
+        assert await joins == [{"first"}]
+        assert ran(encoder) == ["first"]
+
+
+async def test_a_waiting_text_is_taken_at_the_first_turn_of_any_of_its_callers() -> None:
+    async with held(1000, batch_tokens=20) as (batcher, gate, encoder, _):
+        large = asyncio.create_task(words(batcher, *[f"large{number}" for number in range(200)]))
+        small = asyncio.create_task(words(batcher, "large199"))
+        await settle()
+        gate.opened.set()
+        await asyncio.gather(large, small)
+        assert ran(encoder).index("large199") < 30
+        assert len(ran(encoder)) == 201
+
+
+async def test_an_error_reaches_all_who_wait_for_the_text() -> None:
+    gate = Gate()
+    encoder = PickyEncoder(delay=gate)
+    async with running(encoder, cache_size_bytes=1 << 20) as batcher:
+        first = asyncio.create_task(words(batcher, "first"))
+        await asyncio.to_thread(gate.reached.wait, 30)
+        calls = [asyncio.create_task(words(batcher, text)) for text in ("refused", "refused", "broken", "broken")]
+        await settle()
+        gate.opened.set()
+        await first
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [InvalidArgumentError] * 2 + [RuntimeError] * 2
+        # What failed is not remembered.
+        with pytest.raises(RuntimeError, match="a shape does not fit"):
+            await words(batcher, "broken")
+
+
+async def test_a_text_that_was_expanded_before_is_answered_from_the_cache_while_the_model_is_busy() -> None:
+    gate = Gate()
+    gate.opened.set()
+    encoder = FakeEncoder(delay=gate)
+    async with running(encoder, capacity=2, cache_size_bytes=1 << 20) as batcher:
+        long_text = "a text that is longer than those which are their own keys " * 3
+        before = [await expand(batcher, text) for text in ("salmon farm", long_text)]
+        gate.opened.clear()
+        gate.reached.clear()
+        busy = asyncio.create_task(words(batcher, "busy"))
+        await asyncio.to_thread(gate.reached.wait, 30)
+        full = asyncio.create_task(words(batcher, "b", "c"))
+        await settle()
+        # The queue is full, the model busy, and yet:
+        assert [await expand(batcher, text) for text in ("salmon farm", long_text)] == before
+        patient, _ = await batcher.submit(["salmon farm"] * 500, Side.DOCUMENT, deadline=None, wait=True)
+        assert patient == before[:1] * 500
+        with pytest.raises(ResourceExhaustedError):
+            await words(batcher, "salmon farm", "new")
+        gate.opened.set()
+        await asyncio.gather(busy, full)
+        assert sum(text.startswith(("salmon", "a text")) for text in ran(encoder)) == 2
+        facts = batcher.cache_facts
+        assert (facts.hits, facts.misses, facts.size_bytes) == (502, 5, 1 << 20)
+        assert 0 < facts.used_bytes < facts.size_bytes
+
+
+async def test_without_a_cache_nothing_is_kept() -> None:
+    encoder = FakeEncoder()
+    async with running(encoder) as batcher:
+        await words(batcher, "same")
+        await words(batcher, "same")
+        assert ran(encoder) == ["same", "same"]
+        assert batcher.cache_facts.used_bytes == 0
+
+
+async def test_the_cache_tells_sides_apart_where_the_encoder_does() -> None:
+    for prefix, texts in (("query ", ["query same", "same"]), ("", ["same"])):
+        encoder = FakeEncoder(query_prefix=prefix)
+        async with running(encoder, cache_size_bytes=1 << 20) as batcher:
+            for _ in range(2):
+                for side in (Side.QUERY, Side.DOCUMENT):
+                    await expand(batcher, "same", side)
+        assert ran(encoder) == texts
+
+
+async def test_shared_expansions_cannot_be_changed() -> None:
+    async with running(FakeEncoder(), cache_size_bytes=1 << 20) as batcher:
+        expansion = await expand(batcher, "salmon")
+        with pytest.raises(ValueError, match="read-only"):
+            expansion.weights[0] = 1
+        with pytest.raises(ValueError, match="read-only"):
+            expansion.token_ids[0] = 1
+
+
+async def test_texts_that_are_cut_alike_are_computed_once_in_a_batch() -> None:
+    async with held(100) as (batcher, gate, encoder, _):
+        texts = ["Salmon farm", "salmon  FARM", "salmon farm", "farm salmon"]
+        call = asyncio.create_task(words(batcher, *texts))
+        await settle()
+        gate.opened.set()
+        assert await call == [{"salmon", "farm"}] * 4
+        assert ran(encoder) == ["first", "salmon farm", "farm salmon"]
+
+
+async def test_a_full_batch_is_prepared_while_the_model_runs_and_less_is_not() -> None:
+    prepared = threading.Event()
+
+    class Watched(FakeEncoder):
+        def tokenize(self, texts: Sequence[str], side: Side) -> list[TokenizedText]:
+            if "next" in texts:
+                prepared.set()
+            return super().tokenize(texts, side)
+
+    gate = Gate()
+    encoder = Watched(delay=gate)
+    async with running(encoder, batch_tokens=50) as batcher:
+        first = asyncio.create_task(words(batcher, "first"))
+        await asyncio.to_thread(gate.reached.wait, 30)
+        next_one = asyncio.create_task(words(batcher, "next"))
+        await settle()
+        assert batcher.pending == 1
+        rest = asyncio.create_task(words(batcher, *[f"text{number}" for number in range(20)]))
+        assert await asyncio.to_thread(prepared.wait, 30)
+        assert batcher.pending < 21
+        assert ran(encoder) == [], "the model has one run at a time"
+        gate.opened.set()
+        await asyncio.gather(first, next_one, rest)
+
+
+async def test_an_allocation_runs_one_batch_at_a_time() -> None:
+    inside = 0
+    most = 0
+    lock = threading.Lock()
+
+    def enter() -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0)
+        with lock:
+            inside -= 1
+
+    encoder = FakeEncoder(delay=enter)
+    async with running(encoder, batch_tokens=1, allocations=2, capacity=1000) as batcher:
+        await words(batcher, *[f"text{number}" for number in range(300)])
+    assert most <= 2
+    assert len(encoder.batches) == 300

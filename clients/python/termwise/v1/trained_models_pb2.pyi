@@ -420,9 +420,11 @@ class Deployment(_message.Message):
     cache_used_bytes: _builtins.int
     """Bytes that its cache holds now."""
     cache_hit_count: _builtins.int
-    """Texts answered out of the cache since it was STARTED."""
+    """Texts answered without a run of the model for them, since it was STARTED: out of the cache, or along with an equal text
+    that was in flight.
+    """
     cache_miss_count: _builtins.int
-    """Texts looked for in the cache in vain since it was STARTED."""
+    """Texts that the model ran for."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""

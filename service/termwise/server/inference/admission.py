@@ -1,4 +1,4 @@
-"""The line before a deployment's workers: who is admitted, and whose texts the next batch takes.
+"""The line before a deployment's workers: who is admitted, whose texts the next batch takes, and which are the same.
 
 Plain data under one lock of the batcher; nothing here waits, and nothing runs a model.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from termwise.server.inference.base import Expansion, InferenceTimings, Side
+from termwise.server.inference.cache import CacheFacts, ExpansionCache, Key, cache_key
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 # Characters of a token, to guess a text's length before it is cut; English has four to five, with its blank.
 _CHARACTERS_A_TOKEN = 4
@@ -26,10 +28,11 @@ _TURN = 8
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One call's texts, where each of them stands, and where the answer goes.
+    """One call's texts, and where the answer goes.
 
-    `admitted` texts of the front may be taken, `taken` of them are with a worker or done, `left` are not done yet. A
-    call is `over` once nobody waits for it: answered, failed, cancelled or late. A `patient` one waits for room.
+    The first `seen` of the texts were looked at: they are answered, or wait in jobs; `ready` holds those jobs that its
+    turns may take. `left` texts are not answered yet. A call is `over` once nobody waits for it: answered, failed,
+    cancelled or late. A `patient` one waits for room.
     """
 
     texts: Sequence[str]
@@ -37,13 +40,19 @@ class Call:
     deadline: float | None
     future: asyncio.Future[None]
     since: float
-    left: int
-    results: list[Expansion | None]
     patient: bool
-    admitted: int = 0
-    taken: int = 0
+    left: int = 0
+    results: list[Expansion | None] = field(default_factory=list)
+    seen: int = 0
     over: bool = False
+    in_turns: bool = False
+    ready: deque[Job] = field(default_factory=deque)
     timings: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+
+    def __post_init__(self) -> None:
+        """Begin with no text answered."""
+        self.left = len(self.texts)
+        self.results = [None] * self.left
 
     def is_dead(self, now: float) -> bool:
         """Whether the answer would come too late, or to nobody."""
@@ -58,37 +67,74 @@ class Call:
         return [each for each in self.results if each is not None], InferenceTimings(*self.timings)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One text in a batch: `position` in its call."""
+class JobState(Enum):
+    """Where a job stands."""
 
-    call: Call
-    position: int
+    WAITING = "waiting"
+    TAKEN = "taken"
+    OVER = "over"
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One run of the model for a text, whoever waits for it: calls, and the text's positions in them.
+
+    Whoever asks for an equal text while the job is WAITING or TAKEN joins those who wait.
+    """
+
+    text: str
+    key: Key
+    patient: bool
+    waiters: list[tuple[Call, int]] = field(default_factory=list)
+    state: JobState = JobState.WAITING
 
     @property
-    def text(self) -> str:
-        """The text."""
-        return self.call.texts[self.position]
+    def side(self) -> Side:
+        """The side that reads the text."""
+        return self.key[0]
+
+    @property
+    def tokens(self) -> int:
+        """A guess of the text's length."""
+        return min(len(self.text) // _CHARACTERS_A_TOKEN + 2, _LONGEST_TEXT)
+
+    def is_dead(self, now: float) -> bool:
+        """Whether nobody waits for it any more."""
+        return all(call.is_dead(now) for call, _ in self.waiters)
 
 
 class Queue:
-    """Admission and order. Every method is called under the batcher's lock.
+    """Admission, order, and what equal texts share. Every method is called under the batcher's lock.
 
-    A call that does not wait is admitted whole or not at all. One that waits is admitted text by text, first come first
-    served, as room appears; together such calls fill at most half of the queue, so that a bulk load on a deployment
-    does not shut its searches out. Admitted calls take turns in the batches.
+    A text whose expansion is in the cache is answered at once; one that equals a text in flight waits for that one's
+    job. Neither takes room. A call that does not wait is admitted whole or not at all. One that waits is admitted text
+    by text, first come first served, as room appears; together such calls fill at most half of the queue, so that a
+    bulk load on a deployment does not shut its searches out. Admitted calls take turns in the batches.
+
+    Answers may come from any of the methods: `take_finished` gives the calls that have all of theirs.
     """
 
-    def __init__(self, capacity: int) -> None:
-        """Hold at most `capacity` texts."""
+    def __init__(self, capacity: int, cache: ExpansionCache | None = None) -> None:
+        """Hold at most `capacity` texts that wait."""
         self.capacity = capacity
         self.waiting = 0
+        # A guess of the tokens that wait.
+        self.waiting_tokens = 0
+        self._cache = ExpansionCache(0) if cache is None else cache
+        self._hits = self._misses = 0
+        self._flying: dict[Key, Job] = {}
         self._patient_waiting = 0
         self._patient_room = max(1, capacity // 2)
-        # Patient calls with texts that are not admitted yet, and calls with texts that may be taken. Calls that are
+        # Patient calls with texts that were not looked at yet, and calls with jobs that may be taken. Calls that are
         # over stay in both until their turn comes, and are skipped.
         self._line: deque[Call] = deque()
         self._turns: deque[Call] = deque()
+        self._finished: list[Call] = []
+
+    @property
+    def facts(self) -> CacheFacts:
+        """How much was answered without the model."""
+        return CacheFacts(self._cache.size_bytes, self._cache.used_bytes, self._hits, self._misses)
 
     def admit(self, call: Call) -> bool:
         """Let a call in; False where there is no room and it does not wait."""
@@ -96,68 +142,164 @@ class Queue:
             self._line.append(call)
             self._refill()
             return True
-        if self.waiting + len(call.texts) > self.capacity:
+        keys = [cache_key(text, call.side) for text in call.texts]
+        known = {key: found for key in set(keys) if (found := self._cache.get(key)) is not None}
+        new = sum(key not in known and key not in self._flying for key in set(keys))
+        if self.waiting + new > self.capacity:
             return False
-        self._advance(call, len(call.texts))
+        for key in keys:
+            self._place(call, key, known.get(key))
         return True
 
-    def take(self, budget: int, now: float) -> list[Entry]:
+    def take(self, budget: int, now: float) -> list[Job]:
         """Take texts of one side for a batch of about `budget` tokens; empty where nothing is ready."""
-        entries: list[Entry] = []
+        jobs: list[Job] = []
         side: Side | None = None
         others: list[Call] = []
         while self._turns and budget > 0:
             call = self._turns.popleft()
+            call.in_turns = False
             if call.is_dead(now):
+                self._drop_lonely(call.ready, now)
+            while call.ready and call.ready[0].state is not JobState.WAITING:
+                call.ready.popleft()  # another call took it along
+            if not call.ready:
                 continue
             side = side or call.side
             if call.side is not side:
                 others.append(call)
                 continue
-            for position in range(call.taken, min(call.admitted, call.taken + _TURN)):
-                entries.append(Entry(call, position))
-                self._count(call, -1)
-                call.taken += 1
-                budget -= min(len(call.texts[position]) // _CHARACTERS_A_TOKEN + 2, _LONGEST_TEXT)
-                if budget <= 0:
-                    break
-            if call.taken < call.admitted:
-                self._turns.append(call)
+            budget = self._take_turn(call, jobs, budget)
+            if call.ready:
+                self._give_turn(call)
         # The other side comes first next time.
-        self._turns.extendleft(reversed(others))
+        for call in reversed(others):
+            call.in_turns = True
+            self._turns.appendleft(call)
         self._refill()
-        return entries
+        return jobs
 
-    def end(self, call: Call) -> None:
+    def still_wanted(self, jobs: Iterable[Job], now: float) -> list[Job]:
+        """Give those of some taken jobs that somebody waits for; the others are over."""
+        wanted = []
+        for job in jobs:
+            if job.is_dead(now):
+                self._close(job)
+            elif job.state is JobState.TAKEN:
+                wanted.append(job)
+        return wanted
+
+    def complete(self, job: Job, expansion: Expansion, taken: float, tokenize: float, inference: float) -> None:
+        """Answer all who wait for a job that a worker took at `taken`; the others are seconds that it spent."""
+        self._close(job)
+        # From here on it is shared.
+        expansion.token_ids.flags.writeable = expansion.weights.flags.writeable = False
+        self._cache.put(job.key, expansion)
+        for call, position in job.waiters:
+            if not call.over:
+                call.spend(max(0.0, taken - call.since), tokenize, inference)
+                self._answer(call, position, expansion)
+
+    def fail(self, job: Job) -> list[Call]:
+        """End a job without an answer; gives the calls that waited for it."""
+        self._close(job)
+        return [call for call, _ in job.waiters if not call.over]
+
+    def end(self, call: Call, now: float) -> None:
         """Note that nobody waits for a call any more, and let others have its room."""
         if not call.over:
             call.over = True
-            self._count(call, call.taken - call.admitted)
+            self._drop_lonely(call.ready, now)
             self._refill()
+
+    def take_finished(self) -> list[Call]:
+        """Give the calls that got their last answer since this was asked last."""
+        finished, self._finished = self._finished, []
+        return finished
 
     def strangers(self) -> list[Call]:
         """Give the calls of which no text was admitted."""
-        return [call for call in self._line if not call.admitted and not call.over]
+        return [call for call in self._line if not call.seen and not call.over]
+
+    def _place(self, call: Call, key: Key, known: Expansion | None) -> None:
+        """Answer a call's next text, or let it wait in a job."""
+        position = call.seen
+        call.seen += 1
+        if known is not None:
+            self._hits += 1
+            self._answer(call, position, known)
+            return
+        job = self._flying.get(key)
+        if job is None:
+            self._misses += 1
+            job = Job(call.texts[position], key, call.patient)
+            self._flying[key] = job
+            self._count(job, 1)
+        else:
+            self._hits += 1
+        again = bool(job.waiters) and job.waiters[-1][0] is call
+        job.waiters.append((call, position))
+        # Whichever of its calls has its turn first takes a job along.
+        if job.state is JobState.WAITING and not again:
+            call.ready.append(job)
+            self._give_turn(call)
+
+    def _answer(self, call: Call, position: int, expansion: Expansion) -> None:
+        call.results[position] = expansion
+        call.left -= 1
+        if not call.left:
+            call.over = True
+            self._finished.append(call)
 
     def _refill(self) -> None:
-        """Admit texts of the calls that wait, in order, where there is room now."""
+        """Look at texts of the calls that wait, in order, as long as there is room for those that are new."""
         while self._line:
             call = self._line[0]
-            room = min(self._patient_room - self._patient_waiting, self.capacity - self.waiting)
-            if not call.over:
-                if room <= 0:
+            while not call.over and call.seen < len(call.texts):
+                key = cache_key(call.texts[call.seen], call.side)
+                known = self._cache.get(key)
+                if known is None and key not in self._flying and not self._has_patient_room():
                     return
-                self._advance(call, min(room, len(call.texts) - call.admitted))
-            if call.over or call.admitted == len(call.texts):
-                self._line.popleft()
+                self._place(call, key, known)
+            self._line.popleft()
 
-    def _advance(self, call: Call, texts: int) -> None:
-        if call.admitted == call.taken:
+    def _has_patient_room(self) -> bool:
+        return self._patient_waiting < self._patient_room and self.waiting < self.capacity
+
+    def _take_turn(self, call: Call, jobs: list[Job], budget: int) -> int:
+        """Move jobs of a call into a batch; gives what is left of the budget."""
+        taken = 0
+        while call.ready and taken < _TURN and budget > 0:
+            job = call.ready.popleft()
+            if job.state is JobState.WAITING:
+                self._count(job, -1)
+                job.state = JobState.TAKEN
+                jobs.append(job)
+                taken += 1
+                budget -= job.tokens
+        return budget
+
+    def _give_turn(self, call: Call) -> None:
+        if not call.in_turns:
+            call.in_turns = True
             self._turns.append(call)
-        call.admitted += texts
-        self._count(call, texts)
 
-    def _count(self, call: Call, texts: int) -> None:
+    def _drop_lonely(self, jobs: deque[Job], now: float) -> None:
+        """Drop those jobs of a call that is over or late which nobody else waits for."""
+        while jobs:
+            job = jobs.popleft()
+            if job.state is JobState.WAITING and job.is_dead(now):
+                self._close(job)
+
+    def _close(self, job: Job) -> None:
+        if job.state is JobState.WAITING:
+            self._count(job, -1)
+        job.state = JobState.OVER
+        if self._flying.get(job.key) is job:
+            del self._flying[job.key]
+
+    def _count(self, job: Job, texts: int) -> None:
         self.waiting += texts
-        if call.patient:
+        self.waiting_tokens += texts * job.tokens
+        if job.patient:
             self._patient_waiting += texts

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from termwise.server.context import RequestContext
+
+
+NO_TURN: Final[AbstractContextManager[None]] = nullcontext()
+"""For whoever has a model to themselves."""
 
 
 class Side(Enum):
@@ -105,8 +110,14 @@ class Encoder(Protocol):
         """
         ...
 
-    def encode(self, texts: Sequence[TokenizedText], side: Side) -> list[Expansion]:
-        """Run the model. Memory is bounded by the token budget of a batch, whatever `texts` holds."""
+    def encode(
+        self, texts: Sequence[TokenizedText], side: Side, turn: AbstractContextManager[None] = NO_TURN
+    ) -> list[Expansion]:
+        """Run the model. Memory is bounded by the token budget of a batch, whatever `texts` holds.
+
+        `turn` is entered while the model computes, once or more often, and not while its answers are read out: that may
+        go on beside another thread's turn.
+        """
         ...
 
 

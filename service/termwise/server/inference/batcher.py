@@ -15,62 +15,88 @@ from termwise.server.errors import (
     TermwiseError,
     UnavailableError,
 )
-from termwise.server.inference.admission import Call, Entry, Queue
+from termwise.server.inference.admission import Call, Job, Queue
 from termwise.server.inference.base import Encoder, Expansion, InferenceTimings, Side, TokenizedText
+from termwise.server.inference.cache import CacheFacts, ExpansionCache
 from termwise.server.inference.hardware import set_compute_threads, yield_to_others
+from termwise.server.inference.turns import Turn, Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 # Bounds of the advice when to retry, in seconds.
 _LEAST_RETRY = 0.05
 _MOST_RETRY = 30.0
 # Share of the newest batch in the running mean of seconds a text.
 _NEWEST = 0.2
+# Threads of an allocation: while one computes, the other reads out what it computed before and prepares what is next.
+_THREADS = 2
 
 
 class Batcher:
-    """The line before an encoder, and one worker thread an allocation.
+    """The line before an encoder, and the workers behind it.
 
     A worker takes what waits, up to a budget of tokens, cuts it into tokens and runs the model; it never sleeps to wait
     for more, so a lone text starts at once and batches grow with the load. Cutting happens in the worker too: one
-    change of threads each way is all that a call costs. Used from one event loop.
+    change of threads each way is all that a call costs.
+
+    An allocation is a turn at the model and two threads that share it. The one without it prepares a batch ahead only
+    where a full one waits: less would leave texts out that still come. Texts that equal one in flight, or one whose
+    expansion is kept, do not reach the model. Used from one event loop.
     """
 
     def __init__(
-        self, encoder: Encoder, *, allocations: int, threads: int, queue_capacity: int, batch_tokens: int = 4096
+        self,
+        encoder: Encoder,
+        *,
+        allocations: int,
+        threads: int,
+        queue_capacity: int,
+        batch_tokens: int = 4096,
+        cache_size_bytes: int = 0,
     ) -> None:
         """Prepare; `start` starts.
 
         Args:
             encoder: shared by all workers.
-            allocations: workers, at least 1.
-            threads: processor threads of each worker.
+            allocations: runs of the model at a time, at least 1.
+            threads: processor threads of each of them.
             queue_capacity: texts that may wait for a worker; those in a batch count no more.
             batch_tokens: tokens of a batch, by a guess from its characters; the encoder splits what turns out longer.
+            cache_size_bytes: most bytes of expansions that are kept for equal texts to come.
 
         """
         self._encoder = encoder
         self._threads = threads
         self._batch_tokens = batch_tokens
-        self._queue = Queue(queue_capacity)
-        self._changed = threading.Condition(threading.Lock())
+        self._queue = Queue(queue_capacity, ExpansionCache(cache_size_bytes))
+        self._lock = threading.Lock()
+        # Where threads wait for texts.
+        self._texts = threading.Condition(self._lock)
+        self._turns = Turns(self._lock, allocations, self._call_for_work)
         self._closing = False
         self._seconds_a_text = 0.01
+        self._allocations = allocations
         self._workers = [
-            threading.Thread(target=self._work, name=f"encoder-{number}", daemon=True) for number in range(allocations)
+            threading.Thread(target=self._work, name=f"encoder-{number}", daemon=True)
+            for number in range(allocations * _THREADS)
         ]
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def allocation_count(self) -> int:
-        """Workers that run."""
-        return sum(worker.is_alive() for worker in self._workers)
+        """Allocations that run."""
+        return -(-sum(worker.is_alive() for worker in self._workers) // _THREADS)
 
     @property
     def pending(self) -> int:
         """Texts that are admitted and wait for a worker."""
         return self._queue.waiting
+
+    @property
+    def cache_facts(self) -> CacheFacts:
+        """How many texts were answered without a run of the model."""
+        return self._queue.facts
 
     def start(self) -> None:
         """Start the workers."""
@@ -80,7 +106,7 @@ class Batcher:
     async def submit(
         self, texts: Sequence[str], side: Side, *, deadline: float | None, wait: bool
     ) -> tuple[list[Expansion], InferenceTimings]:
-        """Expand texts; the answers are in their order.
+        """Expand texts; the answers are in their order, shared, and not to be changed.
 
         Args:
             texts: at least one.
@@ -101,37 +127,36 @@ class Batcher:
         self._check(texts, deadline, now, wait=wait)
         if not self._encoder.sides_differ:
             side = Side.DOCUMENT
-        future: asyncio.Future[None] = loop.create_future()
-        count = len(texts)
-        call = Call(texts, side, deadline, future, now, count, [None] * count, patient=wait)
-        with self._changed:
+        call = Call(texts, side, deadline, loop.create_future(), now, patient=wait)
+        with self._lock:
             if self._closing:
                 raise _closing()
             if not self._queue.admit(call):
-                raise self._full(count)
+                raise self._full(len(texts))
             self._loop = loop
-            self._changed.notify()
-        timer = loop.call_later(deadline - now, _expire, future) if deadline is not None else None
+            finished = self._queue.take_finished()
+            self._call_for_work()
+        _settle(finished, {})
+        timer = None
+        if deadline is not None and not call.future.done():
+            timer = loop.call_later(deadline - now, _expire, call.future)
         try:
-            await future
+            await call.future
         finally:
-            # However it ended - answered, failed, late or cancelled - what still waits must not reach the model.
+            # However it ended - answered, failed, late or cancelled - what still waits must not reach the model, unless
+            # somebody else waits for it too.
             if timer is not None:
                 timer.cancel()
-            with self._changed:
-                self._queue.end(call)
-                # Its room may have let others in, and a batcher that closes waits for an empty queue.
-                self._changed.notify_all()
+            if not call.over:
+                self._leave([call])
         return call.answer()
 
     async def close(self) -> None:
         """Refuse new texts, answer those that were admitted, and end the workers."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             strangers = self._queue.strangers()
-            for call in strangers:
-                self._queue.end(call)
-            self._changed.notify_all()
+        self._leave(strangers)
         for call in strangers:
             _fail(call.future, _closing())
         for worker in self._workers:
@@ -152,7 +177,7 @@ class Batcher:
 
     def _full(self, count: int) -> ResourceExhaustedError:
         waiting = self._queue.waiting
-        seconds = (waiting + count) * self._seconds_a_text / max(1, len(self._workers))
+        seconds = (waiting + count) * self._seconds_a_text / self._allocations
         return ResourceExhaustedError(
             f"The deployment's queue is full ({waiting} of {self._queue.capacity} texts wait); retry later.",
             reason="QUEUE_FULL",
@@ -160,83 +185,117 @@ class Batcher:
             retry_after=timedelta(seconds=min(max(seconds, _LEAST_RETRY), _MOST_RETRY)),
         )
 
+    def _leave(self, calls: Iterable[Call]) -> None:
+        """Let others have the room of calls that nobody waits for. On the event loop."""
+        with self._lock:
+            for call in calls:
+                self._queue.end(call, time.monotonic())
+            finished = self._queue.take_finished()
+            self._call_for_work()
+        _settle(finished, {})
+
+    def _call_for_work(self) -> None:
+        """Wake a worker where there is something for it; all of them where the batcher closes. Under the lock."""
+        if self._closing:
+            self._texts.notify_all()
+        elif self._is_worth_taking():
+            self._texts.notify()
+
+    def _is_worth_taking(self) -> bool:
+        if self._turns.free:
+            return self._queue.waiting > 0
+        return self._queue.waiting_tokens >= self._batch_tokens
+
     # From here on: the workers' threads.
 
     def _work(self) -> None:
         yield_to_others()
         set_compute_threads(self._threads)
-        while entries := self._next():
-            self._run(entries)
+        while taken := self._next():
+            self._run(*taken)
 
-    def _next(self) -> list[Entry]:
-        """Wait for texts; empty once the batcher closes and nothing is left."""
-        with self._changed:
+    def _next(self) -> tuple[list[Job], Turn] | None:
+        """Wait for texts, and a turn or a full batch; None once the batcher closes and nothing is left."""
+        with self._lock:
             while True:
-                entries = self._queue.take(self._batch_tokens, time.monotonic())
-                if entries or (self._closing and not self._queue.waiting):
-                    # There may be more than this batch: wake another worker, or let it see that all is done.
-                    if self._queue.waiting or not entries:
-                        self._changed.notify_all()
-                    return entries
-                self._changed.wait()
+                jobs: list[Job] = []
+                if self._is_worth_taking():
+                    jobs = self._queue.take(self._batch_tokens, time.monotonic())
+                    self._deliver(self._queue.take_finished(), {})
+                if jobs:
+                    turn = self._turns.make()
+                    self._call_for_work()  # there may be more than this batch
+                    return jobs, turn
+                if self._closing and not self._queue.waiting:
+                    self._call_for_work()  # the others may end too
+                    return None
+                self._texts.wait()
 
-    def _run(self, entries: list[Entry]) -> None:
+    def _run(self, jobs: list[Job], turn: Turn) -> None:
         """Expand a batch and tell its callers. Whatever goes wrong fails them alone."""
         taken = time.monotonic()
-        side = entries[0].call.side
-        failures: dict[Call, Exception] = {}
         try:
-            tokenized = self._tokenize(entries, side, failures)
+            tokenized = self._tokenize(jobs)
             cut = time.monotonic()
-            # Cutting takes a while: whoever left meanwhile is not run.
-            ready = [pair for pair in tokenized if pair[0].call not in failures and not pair[0].call.is_dead(cut)]
-            expansions = self._encoder.encode([text for _, text in ready], side) if ready else []
-            pairs = list(zip(ready, expansions, strict=True))
+            turn.take()
+            # That takes a while: what nobody waits for any more is not run.
+            with self._lock:
+                ready = self._queue.still_wanted(tokenized, time.monotonic())
+            expansions = self._encode([tokenized[job] for job in ready], jobs[0].side, turn)
+            answers = list(zip(ready, expansions, strict=True))
         except BaseException as caught:  # noqa: BLE001 - it goes to the callers; the worker goes on
             # A panic of a library in Rust is no Exception; as one it ends their calls as any other bug does.
             error = caught if isinstance(caught, Exception) else RuntimeError(f"{type(caught).__name__}: {caught}")
-            failures |= {entry.call: error for entry in entries if entry.call not in failures}
-            self._deliver([], failures)
+            with self._lock:
+                self._fail(dict.fromkeys(jobs, error))
             return
+        finally:
+            turn.give_back()
         done = time.monotonic()
-        if ready:
-            self._seconds_a_text += _NEWEST * ((done - taken) / len(ready) - self._seconds_a_text)
-        finished = []
+        if answers:
+            self._seconds_a_text += _NEWEST * (turn.held / len(answers) - self._seconds_a_text)
         # Under the lock, since other workers may hold texts of the same calls.
-        with self._changed:
-            for (entry, _), expansion in pairs:
-                call = entry.call
-                call.results[entry.position] = expansion
-                call.left -= 1
-                call.spend(taken - call.since, cut - taken, done - cut)
-                if not call.left:
-                    finished.append(call)
-        self._deliver(finished, failures)
+        with self._lock:
+            for job, expansion in answers:
+                self._queue.complete(job, expansion, taken + turn.waited, cut - taken, done - cut - turn.waited)
+            self._deliver(self._queue.take_finished(), {})
 
-    def _tokenize(
-        self, entries: list[Entry], side: Side, failures: dict[Call, Exception]
-    ) -> list[tuple[Entry, TokenizedText]]:
-        """Cut a batch's texts into tokens; where one is refused, only its call fails."""
+    def _fail(self, failures: dict[Job, Exception]) -> None:
+        """End jobs without an answer, and the calls that wait for them. Under the lock."""
+        failed = {call: error for job, error in failures.items() for call in self._queue.fail(job)}
+        for call in failed:
+            self._queue.end(call, time.monotonic())
+        self._deliver(self._queue.take_finished(), failed)
+        self._call_for_work()
+
+    def _encode(self, texts: list[TokenizedText], side: Side, turn: Turn) -> list[Expansion]:
+        """Run the model, once for texts that are cut into the same tokens."""
+        places: dict[tuple[tuple[int, ...], bool], int] = {}
+        order = [places.setdefault((tuple(text.ids), text.truncated), len(places)) for text in texts]
+        if len(places) == len(texts):
+            return self._encoder.encode(texts, side, turn) if texts else []
+        firsts = dict(zip(reversed(order), reversed(texts), strict=True))
+        expansions = self._encoder.encode([firsts[place] for place in range(len(places))], side, turn)
+        return [expansions[place] for place in order]
+
+    def _tokenize(self, jobs: list[Job]) -> dict[Job, TokenizedText]:
+        """Cut a batch's texts into tokens; where one is refused, those who wait for it fail at once."""
+        side = jobs[0].side
         try:
-            texts = self._encoder.tokenize([entry.text for entry in entries], side)
-            return list(zip(entries, texts, strict=True))
+            return dict(zip(jobs, self._encoder.tokenize([job.text for job in jobs], side), strict=True))
         except TermwiseError:
-            tokenized = []
-            for entry in entries:
+            tokenized = {}
+            for job in jobs:
                 try:
-                    tokenized.append((entry, self._encoder.tokenize([entry.text], side)[0]))
+                    tokenized[job] = self._encoder.tokenize([job.text], side)[0]
                 except TermwiseError as error:
-                    failures.setdefault(entry.call, error)
+                    with self._lock:
+                        self._fail({job: error})
             return tokenized
 
     def _deliver(self, finished: list[Call], failures: dict[Call, Exception]) -> None:
-        """Wake the callers of a batch by one message to their event loop."""
-        if not finished and not failures:
-            return
-        with self._changed:
-            for call in (*finished, *failures):
-                self._queue.end(call)
-        if self._loop is not None:
+        """Wake callers by one message to their event loop."""
+        if (finished or failures) and self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(_settle, finished, failures)
             except RuntimeError:

@@ -15,10 +15,11 @@ from termwise.server.errors import (
     InvalidArgumentError,
     not_found,
 )
-from termwise.server.inference.base import Expansion, Expansions, InferenceTimings, Side, TokenizedText
+from termwise.server.inference.base import NO_TURN, Expansion, Expansions, InferenceTimings, Side, TokenizedText
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from termwise.server.context import RequestContext
 
@@ -72,12 +73,15 @@ class FakeEncoder:
             tokenized.append(TokenizedText(ids, truncated=len(words) > self._max_tokens))
         return tokenized
 
-    def encode(self, texts: Sequence[TokenizedText], side: Side) -> list[Expansion]:
+    def encode(
+        self, texts: Sequence[TokenizedText], side: Side, turn: AbstractContextManager[None] = NO_TURN
+    ) -> list[Expansion]:
         """Weigh the words."""
         del side
-        if self._delay is not None:
-            self._delay()
-        self.batches.append([[self._words[number] for number in text.ids] for text in texts])
+        with turn:
+            if self._delay is not None:
+                self._delay()
+            self.batches.append([[self._words[number] for number in text.ids] for text in texts])
         return [self._expand(text) for text in texts]
 
     def _expand(self, text: TokenizedText) -> Expansion:

@@ -145,6 +145,7 @@ class Deployments:
                 allocations=record.number_of_allocations,
                 threads=record.threads_per_allocation,
                 queue_capacity=record.queue_capacity,
+                cache_size_bytes=model.size_bytes if record.cache_size_bytes is None else record.cache_size_bytes,
             )
             runner.batcher.start()
         except asyncio.CancelledError:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from termwise.server.errors import FailedPreconditionError, Resource, TermwiseError, UnavailableError
+from termwise.server.inference.cache import CacheFacts
 from termwise.server.models.requests import DeploymentWait
 from termwise.server.models.waiting import Signal
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from termwise.server.inference.batcher import Batcher
     from termwise.server.metadata.records import DeploymentRecord
     from termwise.server.models.encoders import EncoderKey
+
+
+NO_CACHE: Final = CacheFacts()
 
 
 class DeploymentState(Enum):
@@ -40,6 +44,7 @@ class Deployment:
     device: str = ""
     error: str = ""
     start_time: datetime | None = None
+    cache: CacheFacts = NO_CACHE
 
 
 class Runner:
@@ -69,6 +74,7 @@ class Runner:
             device=self.encoder.device if self.encoder else "",
             error=self.failure.message if self.failure else "",
             start_time=self.start_time,
+            cache=self.batcher.cache_facts if self.batcher else NO_CACHE,
         )
 
     async def settle(self, wait: DeploymentWait) -> None:
