@@ -28,6 +28,11 @@ help: ## This list
 	$(BIN)/pip install -q -r requirements/dev.txt
 	@touch $@
 
+# What benchmarks measure beside: Lucene with a Java runtime among them.
+.venv/.bench: requirements/bench.txt .venv/.dev
+	$(BIN)/pip install -q -r requirements/bench.txt
+	@touch $@
+
 build/googleapis/google/rpc/status.proto: .venv/.server
 	@mkdir -p $(@D)
 	@cp $$($(BIN)/python -c 'import google.rpc, os; print(os.path.dirname(google.rpc.__path__[0]))')/rpc/status.proto $@
@@ -85,16 +90,16 @@ lock: .venv/.dev ## Pin what .venv holds
 
 # --- measuring it
 
-bench: .venv/.dev ## Every benchmark, half an hour in all; writes docs/performance.md and docs/scaling.md
+bench: .venv/.bench ## Every benchmark, half an hour in all; writes docs/performance.md and docs/scaling.md
 	@$(BENCH)/report.py $(ARGS)
 
-bench-report: .venv/.dev ## Those pages again, from the figures that are kept
+bench-report: .venv/.bench ## Those pages again, from the figures that are kept
 	@$(BENCH)/report.py --render $(ARGS)
 
-bench-encode: .venv/.dev ## Encoder beside sentence-transformers, ONNX Runtime and OpenVINO
+bench-encode: .venv/.bench ## Encoder beside sentence-transformers, ONNX Runtime and OpenVINO
 	@$(BENCH)/bench_encode.py $(ARGS)
 
-bench-search: .venv/.dev ## Sparse search over 100,000 passages beside scipy, through gRPC
+bench-search: .venv/.bench ## Sparse search over 100,000 passages beside scipy, Lucene, Seismic, BMP, ...
 	@$(BENCH)/bench_search.py $(ARGS)
 
 bench-storage: .venv/.dev ## The tantivy backend alone: writing, ranking, opening

@@ -6,7 +6,7 @@ pip has no lock file of its own. To upgrade: install what you want into `.venv`,
 from __future__ import annotations
 
 import re
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -34,6 +34,20 @@ DEV = [
     "types-grpcio",
     "types-protobuf",
 ]
+# What benchmarks measure beside, and draw with.
+BENCH = [
+    "arcadedb-embedded",
+    "bmp",
+    "matplotlib",
+    "milvus-lite",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "pymilvus",
+    "pyseismic-lsr",
+    "splade-index",
+]
 
 
 def closure(roots: list[str]) -> dict[str, str]:
@@ -57,7 +71,7 @@ def closure(roots: list[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the files; the one for benchmarks stays as it is where `.venv` lacks what they want."""
     server = closure(SERVER)
     dev = {name: version for name, version in closure(DEV).items() if name not in server}
     head = "# Written by requirements/lock.py.\n"
@@ -65,6 +79,14 @@ def main() -> None:
     (FOLDER / "server.txt").write_text(head + "".join(lines))
     lines = [f"{name}=={version}\n" for name, version in sorted(dev.items())]
     (FOLDER / "dev.txt").write_text(head + "-r server.txt\n" + "".join(lines))
+
+    try:
+        bench = {name: version for name, version in closure(BENCH).items() if name not in server | dev}
+    except PackageNotFoundError as error:
+        print(f"bench.txt stays as it is: {error}")  # noqa: T201 - a command
+        return
+    lines = [f"{name}=={version}\n" for name, version in sorted(bench.items())]
+    (FOLDER / "bench.txt").write_text(head + "-r dev.txt\n" + "".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,162 +1,296 @@
-"""Sparse search through gRPC, weights given, beside scipy on the same vectors; every answer is compared with scipy's.
+"""Sparse search beside what a user would pick instead, on the same vectors and in one interleaved run.
 
-`make bench-search` (ARGS="--format json --documents 100000"). One object a line:
-{"engine", "documents", "queries", "k", "p50_ms", "p95_ms", "recall", "vectors"}.
+    make bench-search ARGS="[--format json] [--documents 100000] [--engines termwise,scipy,lucene] [--quick]"
 
-Ours is timed as a caller sees it: a call over loopback to a server in a process of its own. scipy is timed in this
-process: a product of the matrix by column, then a partial sort; its matrix is made beforehand, and it has no service
-around it.
+With `--format json` an object a line, of four kinds:
+
+- {"engine", "documents", "queries": "short" | "long", "k", "p50_ms", "p25_ms", "p75_ms", "p95_ms", "recall",
+  "vectors", "state": "fresh" | "updated", "settings", "calls", "tokens"}: latency of one call, beside the share of
+  the exact k best documents that it found;
+- {"engine", "documents", "index_s", "disk_bytes_per_posting", "memory_bytes_per_posting"}: what the index takes;
+- {"bench": "search", "metric", "documents", "ratio", "bar", "ok"}: a ratio of medians that has a bar;
+- {"engine", "documents", "skipped"}: an engine that cannot be had here, and why.
+
+Each engine runs at its documented best, with one thread; the docstrings of `peers/` say how. Indices are built in
+processes of their own, and those of others kept in the cache. Queries are prepared and answers read outside the timed
+part. All engines are warmed up; then they take turns, garbage collection off: each answers eight queries, in a random
+order of engines, before the next eight are due. The first of its eight is run once more, untimed, beforehand, so that
+no engine finds the processor's caches as another left them. A slow engine answers only the first queries. Memory is
+the engine's own figure or the growth of this process while it was opened and answered each query once.
+
+Every answer of ours is compared with exact scores in float64; the benchmark exits with 1 where one differs, and, with
+`--check`, where a bar is missed: 100,000 documents, short queries, k = 10.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import numpy as np
+import psutil
 
 import vectors
-from termwise.v1 import (
-    document_pb2,
-    indices_pb2,
-    indices_pb2_grpc,
-    search_pb2,
-    search_pb2_grpc,
-    sparse_vector_pb2,
-)
+from peers.base import Built, PeerMissingError, Truth, changes
+from search_report import bars, print_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from peers.base import Lane, Peer
+    from vectors import Collection, Kind
 
-    from vectors import Collection
-
-INDEX = "bench"
-OPTIONS = [("grpc.max_receive_message_length", 1 << 25), ("grpc.max_send_message_length", 1 << 25)]
-
-
-@contextmanager
-def server(data: Path) -> Iterator[grpc.Channel]:
-    """Run a server on a free loopback port for as long as the block lasts."""
-    port_file = data / "port"
-    command = [sys.executable, "-m", "termwise.server", "--data", str(data / "data"), "--host", "127.0.0.1"]
-    command += ["--port", "0", "--port-file", str(port_file)]
-    with (data / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            while not port_file.exists() or not port_file.read_text().strip():
-                if process.poll() is not None:
-                    sys.exit((data / "log").read_text())
-                time.sleep(0.05)
-            with grpc.insecure_channel(f"127.0.0.1:{port_file.read_text().strip()}", OPTIONS) as channel:
-                grpc.channel_ready_future(channel).result(timeout=60)
-                yield channel
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def index(channel: grpc.Channel, collection: Collection) -> float:
-    """Index every document by one stream; give the seconds that it took."""
-    stub = indices_pb2_grpc.IndicesStub(channel)
-    mapping = indices_pb2.Mapping(
-        properties={"vector": indices_pb2.FieldMapping(sparse_vector=indices_pb2.SparseVectorField())}
-    )
-    stub.CreateIndex(indices_pb2.CreateIndexRequest(index=INDEX, mapping=mapping))
-    words, matrix = np.array(collection.vocabulary, dtype=object), collection.documents
-
-    def requests() -> Iterator[indices_pb2.BulkIndexRequest]:
-        yield indices_pb2.BulkIndexRequest(defaults=indices_pb2.BulkIndexRequest.Defaults(index=INDEX))
-        for row in range(matrix.shape[0]):
-            part = slice(matrix.indptr[row], matrix.indptr[row + 1])
-            vector = sparse_vector_pb2.SparseVector(tokens=words[matrix.indices[part]], weights=matrix.data[part])
-            document = document_pb2.Document(id=str(row), sparse_vectors={"vector": vector})
-            put = indices_pb2.IndexOperation.Put(document=document)
-            yield indices_pb2.BulkIndexRequest(operation=indices_pb2.IndexOperation(put=put))
-
-    began = time.perf_counter()
-    for number, answer in enumerate(stub.BulkIndex(requests())):
-        if answer.HasField("error"):
-            sys.exit(f"document {answer.id}: {answer.error.message}")
-        if number % 10_000 == 0:
-            print(f"  indexed {number:,}", file=sys.stderr)
-    return time.perf_counter() - began
-
-
-def compare(channel: grpc.Channel, collection: Collection, k: int, rounds: int) -> list[dict[str, Any]]:
-    """Run each query by both, in turn; give a row an engine. Exits where an answer is not scipy's."""
-    stub = search_pb2_grpc.SearchStub(channel)
-    columns = collection.documents.tocsc()
-    times: dict[str, list[float]] = {"termwise grpc": [], "scipy": []}
-    for tokens, weights in collection.queries[:rounds]:
-        vector = sparse_vector_pb2.SparseVector(tokens=[collection.vocabulary[t] for t in tokens], weights=weights)
-        query = search_pb2.Query(sparse_vector=search_pb2.SparseVectorQuery(field="vector", vector=vector))
-        request = search_pb2.SearchRequest(indices=[INDEX], query=query, size=k)
-        began = time.perf_counter()
-        answer = stub.Search(request)
-        times["termwise grpc"].append(time.perf_counter() - began)
-        began = time.perf_counter()
-        scores = columns[:, tokens] @ weights
-        best = np.argpartition(-scores, k)[:k]
-        best = best[np.lexsort((best, -scores[best]))]
-        times["scipy"].append(time.perf_counter() - began)
-        check(answer, scores, k)
-    size = collection.documents.shape[0]
-    return [
-        {
-            "engine": engine,
-            "documents": size,
-            "queries": "30 tokens",
-            "k": k,
-            "p50_ms": round(statistics.median(values) * 1e3, 3),
-            "p95_ms": round(float(np.quantile(values, 0.95)) * 1e3, 3),
-            "recall": 1.0,
-            "vectors": collection.label,
-        }
-        for engine, values in times.items()
-    ]
-
-
-def check(answer: search_pb2.SearchResponse, scores: np.ndarray, k: int) -> None:
-    """Exit where the hits are not the best documents, or their scores not the dot products, up to float32 rounding."""
-    given = np.array([hit.score for hit in answer.hits])
-    true = np.sort(scores)[::-1][:k]
-    own = scores[[int(hit.id) for hit in answer.hits]]
-    if len(given) != k or not np.allclose(given, true, rtol=1e-5) or not np.allclose(given, own, rtol=1e-5):
-        sys.exit(f"not exact: {given} instead of {true}")
+PEERS = {
+    "termwise": ("peers.termwise_peer", "Termwise", ""),
+    "termwise grpc": ("peers.termwise_grpc", "TermwiseGrpc", ""),
+    "scipy": ("peers.scipy_peer", "Scipy", "scipy"),
+    "lucene": ("peers.lucene", "Lucene", "arcadedb-embedded"),
+    "seismic": ("peers.seismic_peer", "Seismic", "pyseismic-lsr"),
+    "bmp": ("peers.bmp_peer", "Bmp", "bmp"),
+    "splade-index": ("peers.splade_index_peer", "SpladeIndex", "splade-index"),
+    "milvus-lite": ("peers.milvus", "Milvus", "milvus-lite"),
+}
+"""By name: module, class, and the distribution whose version a kept index belongs to."""
+AT_A_MILLION = ["termwise", "scipy", "lucene", "seismic", "bmp"]
+QUICK = ["termwise", "scipy", "lucene"]
+LARGE = 300_000
+DEPTHS = (10, 100)
+ROUNDS = 3
+RUN = 8
+"""Queries that an engine answers before another has its turn."""
+SECONDS_A_LANE = 5.0
 
 
 def main() -> None:
-    """Print a table, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure and print."""
+    options = parse()
+    if options.build:
+        return build_here(options)
+    collection = vectors.load(options.documents, real=not options.synthetic)
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        rows, missing = run(options, collection, Path(scratch))
+    rows += bars(rows)
+    if options.format == "table":
+        print_tables(rows)
+    else:
+        for row in rows:
+            print(json.dumps(row), flush=True)
+    if missing:
+        sys.exit("\n".join(missing))
+    if options.check and not all(row.get("ok", True) for row in rows):
+        sys.exit("a bar is missed")
+    return None
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=100_000)
-    parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--engines", help=f"some of {', '.join(PEERS)}; all by default, fewer at 1,000,000 documents")
+    parser.add_argument("--queries", type=int, help="how many of each kind; 200 by default")
+    parser.add_argument("--k", type=int, nargs="+", default=DEPTHS)
+    parser.add_argument("--kinds", nargs="+", choices=["short", "long"], default=["short", "long"])
+    parser.add_argument("--quick", action="store_true", help=f"20,000 documents, 50 queries, {', '.join(QUICK)}")
     parser.add_argument("--format", choices=["table", "json"], default="table")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
     parser.add_argument("--synthetic", action="store_true", help="do not look for the real collection")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as channel:
-        collection = vectors.load(arguments.documents, real=not arguments.synthetic)
-        seconds = index(channel, collection)
-        compare(channel, collection, arguments.k, 20)  # warm
-        rows = compare(channel, collection, arguments.k, arguments.queries)
-    rows.append(
+    parser.add_argument("--folder", type=Path, help="where indices of ours go; a temporary folder by default")
+    parser.add_argument("--build", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.queries = options.queries or (50 if options.quick else 200)
+    if options.quick:
+        options.documents = min(options.documents, 20_000)
+    chosen = QUICK if options.quick else AT_A_MILLION if options.documents >= LARGE else list(PEERS)
+    options.engines = [name.strip() for name in options.engines.split(",")] if options.engines else chosen
+    return options
+
+
+def run(options: argparse.Namespace, collection: Collection, scratch: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Build, open and time all engines; give the rows, and what was wrong with answers of ours."""
+    rows: list[dict[str, Any]] = []
+    truths = {
+        kind: Truth(collection.documents, collection.of(kind)[: options.queries], options.k) for kind in options.kinds
+    }
+    opened: dict[str, Peer] = {}
+    wrong: list[str] = []
+    try:
+        for name in options.engines:
+            try:
+                folder, built = prepare(name, options, collection, scratch)
+                peer = make(name, options)
+                before = resident()
+                peer.open(collection, folder)
+                if name == "termwise" and options.documents < LARGE:
+                    for truth in truths.values():
+                        truth.update(*changes(options.documents))
+            except PeerMissingError as error:
+                rows.append({"engine": name, "documents": options.documents, "skipped": str(error)})
+                continue
+            opened[name] = peer
+            warm(peer, collection, truths, options)
+            rows.append(size_row(name, built, peer, resident() - before, collection))
+        for kind in options.kinds:
+            for k in options.k:
+                queries = collection.of(kind)[: options.queries]
+                lanes = [lane for peer in opened.values() for lane in peer.lanes(queries, k, truths[kind])]
+                print(f"timing {kind} queries, k = {k}", file=sys.stderr)
+                rows += [
+                    {"documents": options.documents, "queries": kind, "k": k, "vectors": collection.label} | row
+                    for row in race(lanes, truths[kind], k, wrong)
+                ]
+    finally:
+        for peer in opened.values():
+            peer.close()
+    return [{"engine": row.pop("engine")} | row for row in rows], wrong
+
+
+def race(lanes: list[Lane], truth: Truth, k: int, wrong: list[str]) -> list[dict[str, Any]]:
+    """Run queries through all lanes in turn; answers of ours that are not exact are added to `wrong`."""
+    limits = [limit(lane) for lane in lanes]
+    times: list[list[float]] = [[] for _ in lanes]
+    recalls: list[list[float]] = [[] for _ in lanes]
+    order, rng = list(range(len(lanes))), random.Random(3)
+    clock = time.perf_counter
+    gc.collect()
+    gc.disable()
+    for turn, start in product(range(ROUNDS), range(0, max(limits), RUN)):
+        rng.shuffle(order)
+        for place in order:
+            lane, numbers = lanes[place], range(start, min(start + RUN, limits[place]))
+            search, answers = lane.search, []
+            for number in numbers[:1]:
+                search(lane.prepared[number])
+            for number in numbers:
+                query = lane.prepared[number]
+                began = clock()
+                answer = search(query)
+                times[place].append(clock() - began)
+                answers.append(answer)
+            if turn == 0:
+                recalls[place] += [judge(lane, truth, n, a, k, wrong) for n, a in zip(numbers, answers, strict=True)]
+    gc.enable()
+    return [
         {
-            "engine": "termwise bulk",
-            "documents": arguments.documents,
-            "documents_per_s": round(arguments.documents / seconds),
+            "engine": lane.engine,
+            **{f"p{part}_ms": round(float(np.percentile(taken, part)) * 1e3, 4) for part in (50, 25, 75, 95)},
+            "recall": round(statistics.fmean(recall), 5),
+            "state": lane.state,
+            "settings": lane.settings,
+            "calls": len(taken),
         }
-    )
-    for row in rows:
-        print(json.dumps(row) if arguments.format == "json" else "  ".join(f"{k} {v}" for k, v in row.items()))
+        for lane, taken, recall in zip(lanes, times, recalls, strict=True)
+    ]
+
+
+def judge(lane: Lane, truth: Truth, number: int, answer: Any, k: int, wrong: list[str]) -> float:
+    """Give an answer's recall; one of ours must be exact."""
+    read = lane.read(answer)
+    if lane.exact:
+        try:
+            truth.check(number, read, k, lane.state)
+        except ValueError as error:
+            wrong.append(f"{lane.engine} ({lane.state}) is not exact: {error}")
+    return truth.recall(number, read[0], k, lane.state)
+
+
+def limit(lane: Lane) -> int:
+    """Warm a lane up with every query, and give how many queries fit its time."""
+    began, warmed = time.perf_counter(), 0
+    for query in lane.prepared:
+        lane.search(query)
+        warmed += 1
+        if time.perf_counter() - began > SECONDS_A_LANE / 2:
+            break
+    once = (time.perf_counter() - began) / warmed
+    return int(min(len(lane.prepared), max(10, SECONDS_A_LANE / ROUNDS / once)))
+
+
+def warm(peer: Peer, collection: Collection, truths: dict[Kind, Truth], options: argparse.Namespace) -> None:
+    """Run each query once, so that all that is mapped or cached is there."""
+    for kind, truth in truths.items():
+        for lane in peer.lanes(collection.of(kind)[: options.queries], min(options.k), truth):
+            began = time.perf_counter()
+            for query in lane.prepared:
+                lane.search(query)
+                if time.perf_counter() - began > SECONDS_A_LANE:
+                    break
+
+
+def make(name: str, options: argparse.Namespace) -> Peer:
+    """Make a peer that is not open yet."""
+    module, kind, _ = PEERS[name]
+    settings = {"updated": options.documents < LARGE} if name == "termwise" else {}
+    peer: Peer = getattr(import_module(module), kind)(**settings)
+    return peer
+
+
+def prepare(name: str, options: argparse.Namespace, collection: Collection, scratch: Path) -> tuple[Path, Built]:
+    """Have an index built by another process, or take the one that was kept; others' are kept, ours never."""
+    module, _, distribution = PEERS[name]
+    folder = scratch / name.replace(" ", "-")
+    if distribution:
+        try:
+            release = version(distribution)
+        except PackageNotFoundError:
+            raise PeerMissingError(f"{distribution} is not installed; install requirements/bench.txt") from None
+        source = Path(str(import_module(module).__file__)).read_bytes()
+        key = f"{collection.label} {options.documents} {release} ".encode() + source
+        folder = vectors.CACHE / "peers" / f"{name}-{options.documents}-{sha256(key).hexdigest()[:12]}"
+    note = folder / "built.json"
+    if not note.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        print(f"building {name}", file=sys.stderr)
+        command = [sys.executable, __file__, "--build", name, "--folder", str(folder)]
+        command += ["--documents", str(options.documents), *(["--synthetic"] if options.synthetic else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(folder, ignore_errors=True)
+            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise PeerMissingError(f"building failed: {last[0]}")
+    return folder, Built(**json.loads(note.read_text()))
+
+
+def build_here(options: argparse.Namespace) -> None:
+    """Build one index in this process."""
+    collection = vectors.load(options.documents, real=not options.synthetic)
+    built = make(options.build, options).build(collection, options.folder)
+    (options.folder / "built.json").write_text(json.dumps(asdict(built)))
+
+
+def size_row(name: str, built: Built, peer: Peer, growth: int, collection: Collection) -> dict[str, Any]:
+    """Say what an index takes; a state of ours that is updated counts as a second index."""
+    postings = collection.documents.nnz
+    own = peer.memory_bytes()
+    grown = growth / (2 if name == "termwise" and collection.documents.shape[0] < LARGE else 1)
+    return {
+        "engine": name,
+        "documents": collection.documents.shape[0],
+        "index_s": round(built.index_s, 2),
+        "disk_bytes_per_posting": built.disk_bytes and round(built.disk_bytes / postings, 2),
+        "memory_bytes_per_posting": None if own == 0 else round((own or grown) / postings, 2),
+        "memory_measured": "own figure" if own else "growth of the process",
+        "vectors": collection.label,
+    }
+
+
+def resident() -> int:
+    """Give this process's memory, in bytes."""
+    gc.collect()
+    return int(psutil.Process().memory_info().rss)
 
 
 if __name__ == "__main__":

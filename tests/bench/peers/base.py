@@ -147,3 +147,18 @@ class Truth:
 def size_of(folder: Path) -> int:
     """Give the bytes of all files below a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def changes(count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Choose updates of 20 % of the documents and deletes of 10 %.
+
+    Gives `sources` (int64, the document whose vector each document has afterwards) and `alive` (bool).
+    """
+    rng = np.random.default_rng(11)
+    order = rng.permutation(count)
+    updated, deleted = order[: count // 5], order[count // 5 : count // 5 + count // 10]
+    sources = np.arange(count)
+    sources[updated] = np.roll(updated, 1)
+    alive = np.ones(count, bool)
+    alive[deleted] = False
+    return sources, alive

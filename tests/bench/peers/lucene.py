@@ -1,14 +1,14 @@
-"""Lucene: FeatureField, the way of Elasticsearch's and OpenSearch's sparse vectors, driven in this process through JPype.
+"""Lucene's FeatureField, as in Elasticsearch's and OpenSearch's sparse vectors, driven in this process through JPype.
 
 Lucene's newest release and a Java runtime with its vector module come from one wheel of PyPI, `arcadedb-embedded`
-(Apache-2.0; nothing of its database is used); Lucene is Apache-2.0. `TERMWISE_BENCH_LUCENE` may name other jars, such as
-the one in `pyserini`, and `TERMWISE_BENCH_JAVA` another runtime.
+(Apache-2.0; nothing of its database is used); Lucene is Apache-2.0. `TERMWISE_BENCH_LUCENE` may name other jars, such
+as the one in `pyserini`, and `TERMWISE_BENCH_JAVA` another runtime.
 
 To Lucene's advantage: one thread; a heap that never fills, parallel collector, the vector module on; queries built
 beforehand (a linear FeatureQuery a token, in a BooleanQuery of SHOULD clauses); only `IndexSearcher.search` is timed,
-with a TopScoreDocCollector that counts no further than 1, so that blocks are skipped; results are read outside. `lucene`
-searches an index merged into one segment, `lucene segments` the segments that writing left. FeatureField keeps 9 bits of
-a weight, so recall against exact scores is below 1.
+with a TopScoreDocCollector that counts no further than 1, so that blocks are skipped; results are read outside.
+`lucene` searches an index merged into one segment, `lucene segments` the segments that writing left. FeatureField
+keeps 9 bits of a weight, so recall against exact scores is below 1.
 
 Documents are written as text of `token|frequency` through Lucene's own DelimitedTermFrequencyTokenFilter: the postings
 are those that FeatureField writes, with one call of Java a document instead of one a token. Seconds are those inside
@@ -52,7 +52,7 @@ def start_java() -> Any:
     jars = os.environ.get("TERMWISE_BENCH_LUCENE", "").split(":") if "TERMWISE_BENCH_LUCENE" in os.environ else []
     jars = jars or [str(jar) for jar in (root / "jars").glob("lucene-*.jar")]
     java = Path(os.environ.get("TERMWISE_BENCH_JAVA", root / "jre"))
-    options = ["-Xms1g", "-Xmx6g", "-XX:+UseParallelGC", "-XX:ParallelGCThreads=1", "-XX:-UsePerfData"]
+    options = ["-Xms1g", "-Xmx6g", "-XX:+UseParallelGC", "-XX:ParallelGCThreads=1", "-XX:-UsePerfData", "-Xrs"]
     options += ["--enable-native-access=ALL-UNNAMED", "-Djava.util.logging.config.file=none"]
     if (java / "release").read_text().find("jdk.incubator.vector") >= 0:
         options.append("--add-modules=jdk.incubator.vector")
@@ -65,9 +65,13 @@ class Lucene:
 
     name = "lucene"
 
+    def __init__(self) -> None:
+        """Start the virtual machine."""
+        self._java = start_java()
+
     def build(self, collection: Collection, folder: Path) -> Built:
         """Write all documents by one thread; then a copy merged into one segment."""
-        java = start_java()
+        java = self._java
         fresh = folder / "segments"
         writer = self._writer(java, fresh)
         kind = java.JClass("org.apache.lucene.document.FieldType")()
@@ -102,9 +106,9 @@ class Lucene:
     def open(self, collection: Collection, folder: Path) -> None:
         """Open both indices, memory-mapped."""
         del collection
-        java = start_java()
-        self._java = java
+        java = self._java
         self._searchers = {}
+        self._mapped = size_of(folder / "merged")
         for engine, name in (("lucene", "merged"), ("lucene segments", "segments")):
             reader = java.JClass("org.apache.lucene.index.DirectoryReader").open(self._directory(java, folder / name))
             searcher = java.JClass("org.apache.lucene.search.IndexSearcher")(reader)
@@ -132,10 +136,12 @@ class Lucene:
                 if time.perf_counter() > until:
                     break
             lanes.append(lane)
-        return lanes
+        segments = self._searchers["lucene segments"][2]
+        return lanes if segments > 1 else lanes[:1]
 
-    def memory_bytes(self) -> None:
-        """Leave it to the growth of the process: the mapped index, without the virtual machine's start."""
+    def memory_bytes(self) -> int:
+        """Give the mapped files' bytes; next to nothing else is held."""
+        return self._mapped
 
     def close(self) -> None:
         """Close the readers; the virtual machine stays."""
@@ -147,7 +153,7 @@ class Lucene:
         none = java.JArray(java.JString)(0)
         analyzer = builder.withTokenizer("whitespace", none).addTokenFilter("delimitedTermFrequency", none).build()
         config = java.JClass("org.apache.lucene.index.IndexWriterConfig")(analyzer)
-        config.setRAMBufferSizeMB(512)
+        config.setRAMBufferSizeMB(64)
         config.setMergeScheduler(java.JClass("org.apache.lucene.index.SerialMergeScheduler")())
         return java.JClass("org.apache.lucene.index.IndexWriter")(self._directory(java, folder), config)
 
