@@ -38,6 +38,7 @@ COMMANDS = [
     ["search"],
     ["expand"],
     ["eval"],
+    ["bench", "hardware"],
 ]
 
 
@@ -52,7 +53,7 @@ def test_every_command_explains_itself_and_prints_json(termwise: Any, command: l
 
 
 def test_no_command_is_left_out(termwise: Any) -> None:
-    for group in ("models", "deployments", "pipelines", "indices"):
+    for group in ("models", "deployments", "pipelines", "indices", "bench"):
         shown = termwise(group, "--help").stdout
         listed = [line.split()[1] for line in shown.partition("Commands")[2].splitlines() if line.startswith("│ ")]
         assert sorted(listed) == sorted(words[1] for words in COMMANDS if words[0] == group)
@@ -163,6 +164,9 @@ def test_no_server_is_one_line_that_says_what_to_do(termwise: Any) -> None:
         ["search", "docs", "text", "--query", "{}"],
         ["search", "docs", "--field", "title"],
         ["expand", "x", "--top", "0"],
+        ["bench"],
+        ["bench", "hardware", "--combination", "2by1"],
+        ["bench", "hardware", "--seconds", "0"],
         ["nonsense"],
     ],
     ids=" ".join,
@@ -194,6 +198,8 @@ def _without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("typer", ["models", "list"], "termwise[cli]"),
         ("structlog", ["serve"], "termwise[server]"),
         ("ir_measures", ["eval", "somewhere"], "termwise[eval]"),
+        ("matplotlib", ["eval", "somewhere", "--plot", "plot.svg"], "termwise[plot]"),
+        ("torch", ["bench", "hardware"], "termwise[server]"),
     ],
 )
 def test_what_is_not_installed_gets_a_hint(module: str, arguments: list[str], extra: str) -> None:

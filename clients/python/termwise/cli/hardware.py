@@ -31,8 +31,8 @@ DOCUMENTS_A_CALL = 4
 CALLERS_AN_ALLOCATION = 2
 """While one call is computed, the next one waits in the queue."""
 LEAST_CALLS = 5
-MOST_THREADS = 32
-"""Threads of an allocation that the API takes at most."""
+MOST_ALLOCATIONS, MOST_THREADS = 64, 32
+"""Allocations, and threads of each, that the API takes at most."""
 CALL_TIMEOUT = 300.0
 CELLS = ("ms a call", "documents a second", "short queries", "long queries")
 """What is measured of each combination, in this order."""
@@ -65,9 +65,9 @@ def default_combinations(processors: int | None = None) -> list[Combination]:
     """Give one allocation of one thread, as many allocations as processors, one with as many threads, and a mixture."""
     count = processors or os.cpu_count() or 1
     threads = min(MOST_THREADS, 1 << (count.bit_length() - 1))
-    wanted = [Combination(1, 1), Combination(min(64, count), 1), Combination(1, threads)]
+    wanted = [Combination(1, 1), Combination(min(MOST_ALLOCATIONS, count), 1), Combination(1, threads)]
     if count >= 4:  # noqa: PLR2004 - fewer leave nothing between the two ends
-        wanted.append(Combination(count // 2, 2))
+        wanted.append(Combination(min(MOST_ALLOCATIONS, count // 2), 2))
     return list(dict.fromkeys(wanted))
 
 
