@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,8 @@ def prepare(stub: trained_models_pb2_grpc.TrainedModelsStub) -> str:
     if model.state != pb.TrainedModel.STATE_READY:
         sys.exit(f"the default model could not be had: {model.error}")
     for name in ("for_search", "for_ingest"):
-        request = pb.StartDeploymentRequest(model_id=MODEL, deployment_id=name)
+        # The same texts are sent again and again: what they cost shall be seen.
+        request = pb.StartDeploymentRequest(model_id=MODEL, deployment_id=name, cache_size_bytes=0)
         deployment = stub.StartDeployment(request, timeout=600).deployment
     return str(deployment.precision)
 
@@ -143,14 +145,20 @@ def health(address: str, cell: str, seconds: float, bar: float | None) -> dict[s
 
 def load(address: str, deployment: str) -> None:
     """Keep a deployment busy until the process is ended."""
-    request = infer(deployment, [PASSAGE] * 32, "DOCUMENT")
+    numbers = count()
+
+    def send() -> Any:
+        # Equal texts in flight would run once.
+        texts = [f"{next(numbers)} {PASSAGE}" for _ in range(32)]
+        return stub.Infer.future(infer(deployment, texts, "DOCUMENT"))
+
     with grpc.insecure_channel(address) as channel:
         stub = trained_models_pb2_grpc.TrainedModelsStub(channel)
         print("loading", flush=True)
-        running = [stub.Infer.future(request) for _ in range(4)]
+        running = [send() for _ in range(4)]
         while True:
             running.pop(0).result()
-            running.append(stub.Infer.future(request))
+            running.append(send())
 
 
 @contextmanager
