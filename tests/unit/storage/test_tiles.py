@@ -5,38 +5,79 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from termwise.storage.tantivy.kernels import _compile
-from termwise.storage.tantivy.tiles import TILE, SparseTiles, Vocabulary
-from termwise.storage.types import SparseVector, sparse_vector
+from termwise.storage.tantivy.compiling import compile_kernel
+from termwise.storage.tantivy.sealing import join, seal
+from termwise.storage.tantivy.tiles import TILE, Batch, SparseTiles, Vocabulary
+from termwise.storage.types import SMALLEST_WEIGHT, SparseVector, sparse_vector
 
-vectors = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([0.5, 1.0, 2.0, 3.5]), max_size=4).map(
-    lambda weights: sparse_vector(list(weights), list(weights.values()))
-)
-steps = st.lists(st.tuples(st.lists(vectors, max_size=9), st.lists(st.integers(1, 60), max_size=9)), max_size=12)
+NONE = np.empty(0, np.int64)
+LARGEST = float(np.finfo(np.float32).max)
+
+plain_weights = st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.5]) | st.floats(0.0078125, 4, width=32)
+any_weights = plain_weights | st.floats(SMALLEST_WEIGHT, 2.0**127, width=32)
+
+
+def vectors(weights: st.SearchStrategy[float]) -> st.SearchStrategy[SparseVector]:
+    return st.dictionaries(st.sampled_from("abcdefgh"), weights, max_size=7).map(
+        lambda held: sparse_vector(list(held), list(held.values()))
+    )
+
+
+def batch(numbers: np.ndarray, held: list[SparseVector]) -> Batch:
+    words = sorted({token for vector in held for token in vector.tokens})
+    places = {word: place for place, word in enumerate(words)}
+    tokens = np.array([places[token] for vector in held for token in vector.tokens], np.int32)
+    weights = np.concatenate([np.empty(0, np.float32), *(vector.weights for vector in held)])
+    return Batch(numbers, np.array([len(vector) for vector in held], np.int64), tokens, weights, words)
 
 
 def walk(held: dict[int, SparseVector], query: SparseVector) -> list[tuple[float, int]]:
-    scores = []
-    for seq_no, vector in held.items():
-        weights = dict(zip(vector.tokens, vector.weights.tolist(), strict=True))
-        products = [w * weights[t] for t, w in zip(query.tokens, query.weights.tolist(), strict=True) if t in weights]
-        if products:
-            scores.append((-sum(products), seq_no))
-    return sorted(scores)
+    """Score one by one, in float32 and in the query's order, and sort."""
+    found = []
+    with np.errstate(over="ignore", under="ignore"):
+        for seq_no, vector in held.items():
+            weights = dict(zip(vector.tokens, vector.weights, strict=True))
+            shared = [(w, weights[t]) for t, w in zip(query.tokens, query.weights, strict=True) if t in weights]
+            score = np.float32(0)
+            for factor, weight in shared:
+                score += factor * weight
+            if shared:
+                found.append((-min(float(score), LARGEST), seq_no))
+    return sorted(found)
+
+
+def check(tiles: SparseTiles, query: SparseVector, depth: int, expected: list[tuple[float, int]]) -> None:
+    """Rank with every way to count, narrowed and not; scores are to be equal to the last bit."""
+    even = tiles.permit(np.array(sorted(n for _, n in expected if n % 2 == 0), np.int64))
+    narrowed = [(score, n) for score, n in expected if n % 2 == 0]
+    for permitted, best in ((None, expected), (even, narrowed)):
+        for count in (None, 0, 3, len(best)):
+            seq_nos, scores, total, counted = tiles.rank(query, depth, permitted, count=count)
+            assert list(zip((-scores).tolist(), seq_nos.tolist(), strict=True)) == best[:depth]
+            assert total == len(best) if counted else (count or 0) <= total <= len(best)
+            assert total >= len(seq_nos)
+            assert counted or (count is not None and len(seq_nos) == depth)
+
+
+adding = st.lists(vectors(plain_weights), max_size=9)
+removing = st.lists(st.integers(1, 60), max_size=9)
+steps = st.lists(st.tuples(adding, removing, st.booleans()), max_size=12)
 
 
 @settings(max_examples=150, deadline=None)
-@given(steps=steps, query=vectors, depth=st.integers(1, 12))
+@given(steps=steps, query=vectors(plain_weights), depth=st.integers(1, 12))
 def test_changed_tiles_rank_like_a_walk_over_what_is_left(
-    steps: list[tuple[list[SparseVector], list[int]]], query: SparseVector, depth: int
+    steps: list[tuple[list[SparseVector], list[int], bool]], query: SparseVector, depth: int
 ) -> None:
     tiles, held, newest = SparseTiles(Vocabulary()), {}, 0
     moments = []
-    for added, removed in steps:
+    for added, removed, sealing in steps:
         gone = np.unique(np.array(removed, np.int64))
         numbers = np.arange(newest + 1, newest + 1 + len(added), dtype=np.int64)
         gone = gone[gone <= newest]
-        tiles = tiles.changed(gone, numbers, added)
+        tiles = tiles.changed(gone, batch(numbers, added))
+        if sealing and tiles.tiles:
+            tiles = SparseTiles(tiles.vocabulary, (*tiles.tiles[:-1], seal(tiles.tiles[-1:])))
         newest += len(added)
         held = {n: v for n, v in held.items() if n not in gone.tolist()} | dict(
             zip(numbers.tolist(), added, strict=True)
@@ -44,54 +85,110 @@ def test_changed_tiles_rank_like_a_walk_over_what_is_left(
         moments.append((tiles, held))
     for moment, left in moments:  # each moment stays as it was
         expected = walk(left, query)
-        seq_nos, scores, total = moment.rank(query, depth)
-        assert total == len(expected)
-        assert list(zip((-scores).tolist(), seq_nos.tolist(), strict=True)) == expected[:depth]
+        check(moment, query, depth, expected)
         assert moment.document_count == len(left)
-        even = np.array([n for n in left if n % 2 == 0], np.int64)
-        seq_nos, _, total = moment.rank(query, depth, moment.masks(even))
-        narrowed = [seq_no for _, seq_no in expected if seq_no % 2 == 0]
-        assert (seq_nos.tolist(), total) == (narrowed[:depth], len(narrowed))
         given = moment.score(query, np.arange(newest + 2))
         assert {n: -s for n, s in enumerate(given.tolist()) if s == s} == {n: s for s, n in expected}  # noqa: PLR0124 - NaN
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    held=st.lists(vectors(any_weights), min_size=1, max_size=30),
+    query=vectors(any_weights),
+    depth=st.integers(1, 12),
+    sealed=st.booleans(),
+)
+def test_any_normal_weight_scores_to_the_last_bit(
+    held: list[SparseVector], query: SparseVector, depth: int, sealed: bool
+) -> None:
+    numbers = np.arange(1, len(held) + 1)
+    tiles = SparseTiles(Vocabulary()).changed(NONE, batch(numbers, held))
+    if sealed:
+        tiles = SparseTiles(tiles.vocabulary, (seal(tiles.tiles),))
+    check(tiles, query, depth, walk(dict(enumerate(held, 1)), query))
+
+
+def skewed(count: int, seed: int) -> list[SparseVector]:
+    """Make vectors with frequent and rare tokens, and weights of which many are equal."""
+    rng = np.random.default_rng(seed)
+    shares = np.array([0.7, 0.4, 0.2, 0.13, *(0.9 / np.arange(8, 44))])
+    present = rng.random((count, len(shares))) < shares
+    weights = np.where(
+        rng.random((count, len(shares))) < 0.3, 0.5, np.exp(rng.standard_normal((count, len(shares))))
+    ).astype(np.float32)
+    held = []
+    for row, values in zip(present, weights, strict=True):
+        places = np.flatnonzero(row)
+        places = places[np.argsort(-values[places], kind="stable")]
+        held.append(SparseVector(tuple(f"t{place}" for place in places), values[places]))
+    return held
+
+
 @pytest.fixture(scope="module")
-def large() -> tuple[SparseTiles, list[SparseVector]]:
-    rng = np.random.default_rng(3)
-    weights = rng.integers(1, 100, (2 * TILE + 500, 2)).astype(np.float32)
-    tokens = [f"t{number}" for number in range(50)]
-    held = [
-        SparseVector((tokens[n % 50], "all") if n % 3 else ("all",), weights[n, : 2 if n % 3 else 1])
-        for n in range(len(weights))
-    ]
-    tiles = SparseTiles(Vocabulary()).changed(np.empty(0, np.int64), np.arange(1, len(held) + 1), held)
-    return tiles, held
+def large() -> tuple[SparseTiles, dict[int, SparseVector]]:
+    """A sealed tile of many blocks with dead documents, an open one, and a small one."""
+    held = dict(enumerate(skewed(TILE + 21_000, 3), 1))
+    tiles = SparseTiles(Vocabulary()).changed(NONE, batch(np.array(list(held)), list(held.values())))
+    tiles = SparseTiles(tiles.vocabulary, (seal(tiles.tiles[:1]), *tiles.tiles[1:]))
+    gone = np.arange(1, len(held), 7)
+    fresh = dict(zip(range(len(held) + 1, len(held) + 101), skewed(100, 4), strict=True))
+    tiles = tiles.changed(gone, batch(np.array(list(fresh)), list(fresh.values())))
+    left = set(gone.tolist())
+    return tiles, {n: vector for n, vector in (held | fresh).items() if n not in left}
 
 
-@pytest.mark.parametrize("depth", [1, 10, 5000])
-def test_several_tiles_rank_as_one(large: tuple[SparseTiles, list[SparseVector]], depth: int) -> None:
+QUERIES = [
+    {"t0": 1.0},
+    {"t0": 0.1, "t1": 0.2, "t2": 0.3, "t3": 0.4, "t20": 2.0, "t40": 3.0},
+    {f"t{n}": 1 + n / 10 for n in range(40)},
+    {"t39": 1.0, "absent": 2.0},
+    {"absent": 2.0},
+]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_blocks_and_tiles_rank_as_one(
+    large: tuple[SparseTiles, dict[int, SparseVector]], query: dict[str, float]
+) -> None:
     tiles, held = large
-    assert len(tiles.tiles) == 3
-    for query in (sparse_vector(["all", "t7"], [1, 2]), sparse_vector(["t3"], [1]), sparse_vector(["all"], [1])):
-        expected = walk(dict(enumerate(held, 1)), query)
-        seq_nos, scores, total = tiles.rank(query, depth)
-        assert total == len(expected)
-        assert list(zip((-scores).tolist(), seq_nos.tolist(), strict=True)) == expected[:depth]
+    assert [tile.sealed for tile in tiles.tiles] == [True, False, False]
+    vector = sparse_vector(list(query), list(query.values()))
+    expected = walk(held, vector)
+    few = np.array(sorted(held)[::997], np.int64)
+    narrowed = [n for _, n in expected if n in set(few.tolist())]
+    for depth in (1, 10, 300, 20_000):
+        check(tiles, vector, depth, expected)
+        seq_nos, _, total, _ = tiles.rank(vector, depth, tiles.permit(few))
+        assert (seq_nos.tolist(), total) == (narrowed[:depth], len(narrowed))
 
 
-def test_mostly_deleted_tiles_give_their_memory_back(large: tuple[SparseTiles, list[SparseVector]]) -> None:
-    tiles, _ = large
-    left = tiles.changed(np.arange(1, 2 * TILE - 99), np.empty(0, np.int64), [])
-    assert sum(len(tile) for tile in left.tiles) == left.document_count == 600
-    assert sum(len(tile.docs) for tile in left.tiles) < 1200
-    assert tiles.document_count == 2 * TILE + 500
+def test_as_many_ties_as_there_are_documents() -> None:
+    held = [sparse_vector(["a", "b"], [0.3, 0.7])] * 30_000
+    tiles = SparseTiles(Vocabulary()).changed(NONE, batch(np.arange(1, 30_001), held))
+    for ranked in (tiles, SparseTiles(tiles.vocabulary, (seal(tiles.tiles),))):
+        for count in (None, 0):
+            seq_nos, _, _, _ = ranked.rank(sparse_vector(["a", "b"], [0.1, 0.9]), 7, count=count)
+            assert seq_nos.tolist() == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_joined_and_sealed_tiles_hold_what_is_alive(large: tuple[SparseTiles, dict[int, SparseVector]]) -> None:
+    tiles, held = large
+    for made in (join(tiles.tiles[1:]), seal(tiles.tiles[1:])):
+        assert made.seq_nos.tolist() == [n for n in sorted(held) if n > TILE]
+        assert int(made.starts[-1]) == sum(len(vector) for n, vector in held.items() if n > TILE)
+
+
+def test_mostly_deleted_tiles_give_their_memory_back(large: tuple[SparseTiles, dict[int, SparseVector]]) -> None:
+    tiles, held = large
+    left = tiles.changed(np.arange(1, TILE + 20_000))
+    assert [len(tile) for tile in left.tiles] == [sum(TILE + 20_000 <= n <= TILE + 21_000 for n in held), 100]
+    assert tiles.document_count == len(held)
 
 
 def test_small_writes_leave_few_tiles() -> None:
     tiles = SparseTiles(Vocabulary())
     for number in range(1, 1001):
-        tiles = tiles.changed(np.empty(0, np.int64), np.array([number]), [sparse_vector(["a"], [number])])
+        tiles = tiles.changed(NONE, batch(np.array([number]), [sparse_vector(["a"], [number])]))
     assert len(tiles.tiles) <= 10
     assert tiles.rank(sparse_vector(["a"], [1]), 3)[0].tolist() == [1000, 999, 998]
 
@@ -99,4 +196,4 @@ def test_small_writes_leave_few_tiles() -> None:
 def test_kernels_compile_where_nothing_can_be_cached() -> None:
     scope: dict[str, object] = {}
     exec("def double(x):\n    return 2 * x", scope)  # noqa: S102 - a function without a file has no place for a cache
-    assert _compile("i8(i8)", scope["double"])(21) == 42
+    assert compile_kernel("i8(i8)", scope["double"])(21) == 42

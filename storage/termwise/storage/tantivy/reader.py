@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tantivy import DocAddress, Document, Schema, Searcher
 
     from termwise.storage.tantivy.layout import Layout
-    from termwise.storage.tantivy.tiles import SparseTiles
+    from termwise.storage.tantivy.tiles import Permitted, SparseTiles
 
 _CACHE_BYTES: Final = 64 * 1024 * 1024
 """Most memory that one reader keeps matches in."""
@@ -85,10 +85,17 @@ class TantivyReader:
             documents.append(stored if source else replace(stored, source=b""))
         return documents
 
-    def version(self, id_: str) -> int:
-        """Give a document's seq_no, 0 where there is none."""
-        address = self._address("key", id_)
-        return 0 if address is None else self._seq_nos([address])[0]
+    def versions(self, ids: Sequence[str]) -> dict[str, int]:
+        """Give the seq_nos of those documents that are there, by id."""
+        if len(ids) > 1:
+            hits, _ = self.hits(self._conditions.any_term("key", ids), len(ids))
+            if len(hits) <= len(ids) // 3:  # reading a document takes twice as long as looking its id up
+                addresses = [address for _, address in hits]
+                found = [str(self.searcher.doc(address).get_first("key")) for address in addresses]
+                return dict(zip(found, self._seq_nos(addresses), strict=True))
+        placed = [(id_, self._address("key", id_)) for id_ in dict.fromkeys(ids)]
+        there = [(id_, address) for id_, address in placed if address is not None]
+        return dict(zip([id_ for id_, _ in there], self._seq_nos([address for _, address in there]), strict=True))
 
     def rank(self, leaf: Leaf, depth: int, where: Condition | None = None, *, count: int | None = None) -> Ranking:
         """See `IndexReader.rank`."""
@@ -101,9 +108,9 @@ class TantivyReader:
         tiles = self._tiles(leaf.field)
         if tiles is None:
             return rank_sparse(self, self._conditions, self._layout.places[leaf.field], leaf.vector, depth, where)
-        allowed = None if where is None else self._masks(leaf.field, tiles, where)
-        seq_nos, scores, total = tiles.rank(leaf.vector, depth, allowed)
-        return Ranking(seq_nos, scores, total)
+        permitted = None if where is None else self._permitted(leaf.field, tiles, where)
+        seq_nos, scores, total, counted = tiles.rank(leaf.vector, depth, permitted, count=count)
+        return Ranking(seq_nos, scores, total, counted=counted)
 
     def score(self, leaf: Leaf, seq_nos: NDArray[np.int64]) -> NDArray[np.float32]:
         """See `IndexReader.score`."""
@@ -195,11 +202,11 @@ class TantivyReader:
         matched.flags.writeable = False
         return matched
 
-    def _masks(self, field: str, tiles: SparseTiles, where: Condition) -> list[NDArray[np.uint8]] | None:
+    def _permitted(self, field: str, tiles: SparseTiles, where: Condition) -> Permitted | None:
         if isinstance(where, Everything):
             return None
-        masks: list[NDArray[np.uint8]] = self._cache.get((field, where), lambda: tiles.masks(self.match(where)))
-        return masks
+        permitted: Permitted = self._cache.get((field, where), lambda: tiles.permit(self.match(where)))
+        return permitted
 
     def _rank_lexical(self, leaf: Lexical, depth: int, where: Condition | None) -> Ranking:
         """Let tantivy rank; where its list may end amid equal scores, take all of those, and sort them by seq_no."""
@@ -277,6 +284,4 @@ class _Cache:
 
 
 def _size(value: Any) -> int:
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    return sum(map(_size, value)) if isinstance(value, list) else 64
+    return int(getattr(value, "nbytes", 64))

@@ -1,0 +1,61 @@
+"""Joins tiles, and seals them: what is slow to make and fast to search is made once, beside the writes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from termwise.storage.tantivy.build_kernels import append, count_live, cut, quantise
+from termwise.storage.tantivy.tile import BLOCK, Tile, by_frequency, unsealed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CUT: Final = 256
+"""Documents that must hold a token for it to get cuts: 36 bytes against at least 1,536 of postings."""
+
+_DENSE: Final = 8
+"""A row stands for a token that one document of so many holds: adding it up takes .15 µs a block (measured), as long as
+450 postings, and costs a byte a document."""
+
+_PADDING: Final = 64
+"""Rows are a multiple of this long, so that all of them begin where a cache line does if the first one does."""
+
+
+def join(tiles: Sequence[Tile]) -> Tile:
+    """Make one unsealed tile of neighbours, without their dead documents; at most 65,536 may be alive."""
+    base, moved = 0, []
+    for tile in tiles:
+        moved.append(np.where(tile.alive, np.cumsum(tile.alive, dtype=np.int32) - 1 + base, -1).astype(np.int32))
+        base += tile.live
+    numbers, homes = np.unique(np.concatenate([tile.tokens for tile in tiles]), return_inverse=True)
+    counts = np.zeros(len(numbers), np.int64)
+    by_tile = np.split(homes.astype(np.int64), np.cumsum([len(tile.tokens) for tile in tiles])[:-1])
+    for tile, places, home in zip(tiles, moved, by_tile, strict=True):
+        count_live(tile.starts, tile.docs, places, home, counts)
+    kept = by_frequency(counts)
+    starts = np.zeros(len(kept) + 1, np.int64)
+    np.cumsum(counts[kept], out=starts[1:])
+    places_out = np.zeros(len(numbers), np.int64)
+    places_out[kept] = starts[:-1]
+    docs, weights = np.empty(int(starts[-1]), np.uint16), np.empty(int(starts[-1]), np.float32)
+    for tile, places, home in zip(tiles, moved, by_tile, strict=True):
+        append(tile.starts, tile.docs, tile.weights, places, home, places_out, docs, weights)
+    seq_nos = np.concatenate([tile.seq_nos[tile.alive == 1] for tile in tiles])
+    return unsealed(seq_nos, numbers[kept], starts.astype(np.uint32), docs, weights)
+
+
+def seal(tiles: Sequence[Tile]) -> Tile:
+    """Make one sealed tile of neighbours, without their dead documents; at most 65,536 may be alive."""
+    tile = tiles[0] if len(tiles) == 1 and tiles[0].live == len(tiles[0]) else join(tiles)
+    counts, size = np.diff(tile.starts), len(tile)
+    blocks = -(-size // BLOCK)
+    cuts = np.empty((int((counts >= _CUT).sum()) if blocks > 1 else 0, blocks + 1), np.uint32)
+    cut(tile.starts, tile.docs, BLOCK, cuts)
+    # No more than a byte a posting, however the tokens are spread.
+    dense = min(int((counts * _DENSE >= size).sum()), len(tile.docs) // max(size, 1))
+    rows = np.zeros((dense, -(-size // _PADDING) * _PADDING), np.uint8)
+    quantise(tile.starts, tile.docs, tile.weights, tile.maxima, rows)
+    return replace(tile, cuts=cuts, rows=rows, sealed=True)
