@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-slow lint format proto proto-check proto-baseline eval lock clean \
-	bench bench-report bench-encode bench-search bench-storage bench-overhead
+	bench bench-report bench-encode bench-search bench-storage bench-ingest bench-overhead
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -105,7 +105,10 @@ bench-search: .venv/.bench ## Sparse search over 100,000 passages beside scipy, 
 bench-storage: .venv/.dev ## The tantivy backend alone: writing, ranking, opening
 	@$(BENCH)/bench_storage.py $(ARGS)
 
-bench-overhead: .venv/.dev ## What the service adds to the encoder, and health under load
+bench-ingest: .venv/.dev ## Passages through a pipeline, beside the encoder alone
+	@$(BENCH)/bench_ingest.py $(ARGS)
+
+bench-overhead: .venv/.dev ## What the service adds to encoding and retrieval, many callers, and health under load
 	@$(BENCH)/bench_overhead.py $(ARGS)
 
 clean: ## Remove what was built, .venv included
