@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import Encoder, ExpansionConfig, Side
+from termwise.server.inference.hardware import set_compute_threads
 from termwise.server.inference.loader import _read_tensors, load_encoder
 from termwise.server.inference.native.layout import Kind, Matrix, RowsStructure, aligned, to_bfloat16
 from termwise.server.inference.native.library import SWITCH, Level, best_level, levels
@@ -194,3 +196,24 @@ def test_without_the_kernel_torch_computes(model_folder: Path, monkeypatch: pyte
     assert plain.kernel == "torch"
     for left, right in zip(expand(with_best), expand(plain), strict=True):
         assert left == pytest.approx(right, abs=1e-3)
+
+
+@needs_kernel
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_several_threads_compute_the_same_bits(make_model: Callable[..., Path], precision: str) -> None:
+    if Kind[precision.upper()] not in levels()[0].kinds:
+        pytest.skip(f"this processor has no {precision}")
+    folder = open_folder(make_model(hidden_size=160, initializer_range=0.1))
+    network = next(make_networks(folder, _read_tensors(folder), precision))
+    random = np.random.default_rng(5)
+    batches = [[random.integers(0, 40, length).tolist() for length in sizes] for sizes in ([3], [9, 90], [50] * 30)]
+
+    def compute(threads: int) -> list[NDArray[np.float32]]:
+        set_compute_threads(threads)
+        return [network.pool(batch).copy() for batch in batches]
+
+    with ThreadPoolExecutor(1) as pool:
+        alone = pool.submit(compute, 1).result()
+        for threads in (2, 3, 7):
+            for left, right in zip(alone, pool.submit(compute, threads).result(), strict=True):
+                np.testing.assert_array_equal(left, right)

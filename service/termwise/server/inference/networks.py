@@ -113,5 +113,7 @@ def _make_native(folder: ModelFolder, tensors: Mapping[str, Tensor], kind: Kind)
         dimensions,
         folder.bias,
         (body, kind),
-        distances,
+        distances=distances,
+        # The one home of a worker's threads: see `hardware.set_compute_threads`.
+        threads=torch.get_num_threads,
     )

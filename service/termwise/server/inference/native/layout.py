@@ -107,6 +107,7 @@ class BatchStructure(ctypes.Structure):
         ("places", ctypes.c_void_p),
         ("starts", ctypes.c_void_p),
         ("texts", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
     )
 
 

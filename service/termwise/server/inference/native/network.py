@@ -51,7 +51,9 @@ class NativeNetwork:
         dimensions: Dimensions,
         bias: str,
         kinds: tuple[Kind, Kind],
+        *,
         distances: NDArray[np.float32] | None = None,
+        threads: Callable[[], int] = lambda: 1,
     ) -> None:
         """Lay the weights out.
 
@@ -64,11 +66,13 @@ class NativeNetwork:
             kinds: numbers that the layers multiply, and the decoder.
             distances: what attention adds by distance, `[heads, 2 * longest - 1]`, from the furthest token before to
                 the furthest after; None where it adds nothing.
+            threads: asked at each call how many threads may compute.
 
         """
         body, head = kinds
         self.kernel = level.name
         self._level, self._tensor, self._kind = level, tensor, body
+        self._threads = threads
         self._kept: list[object] = []
         self._local = threading.local()
         self._dimensions = dimensions
@@ -128,7 +132,7 @@ class NativeNetwork:
         if ids.min() < 0 or ids.max() >= dimensions.vocabulary:
             raise IndexError("An id is not in the vocabulary.")
         places = self._places(ids, starts, lengths)
-        batch = BatchStructure(ids.ctypes.data, places.ctypes.data, starts.ctypes.data, len(texts))
+        batch = BatchStructure(ids.ctypes.data, places.ctypes.data, starts.ctypes.data, len(texts), self._threads())
         scratch = self._memory("scratch", self._level.scratch(self._model, batch))
         size = len(texts) * dimensions.vocabulary
         out = self._memory("out", size * 4)[: size * 4].view(np.float32).reshape(len(texts), dimensions.vocabulary)

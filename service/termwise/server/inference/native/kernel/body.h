@@ -26,9 +26,18 @@ INLINE void normalise(float *row, int64_t width, const termwise_norm *norm, floa
     for (int64_t i = whole; i < width; i++) row[i] = (row[i] - mean) * scale * norm->weight[i] + norm->bias[i];
 }
 
-static void embed(const termwise_model *model, const int32_t *ids, const int32_t *places, int64_t tokens, float *out) {
+static void normalise_all(const worker *me, float *x, int64_t rows, int64_t width, const termwise_norm *norm,
+                          float epsilon) {
+    const share mine = share_of(me, rows);
+    for (int64_t row = mine.first; row < mine.last; row++) normalise(x + row * width, width, norm, epsilon);
+}
+
+static void embed(const worker *me, const termwise_model *model, const int32_t *ids, const int32_t *places,
+                  int64_t tokens, float *x) {
     const int64_t width = model->embedding;
-    for (int64_t token = 0; token < tokens; token++, out += width) {
+    const share mine = share_of(me, tokens);
+    for (int64_t token = mine.first; token < mine.last; token++) {
+        float *out = x + token * width;
         const float *place = model->positions + places[token] * width;
         if (model->words_kind == BFLOAT16) {
             const uint16_t *word = (const uint16_t *)model->words + ids[token] * width;
@@ -187,12 +196,13 @@ typedef struct {
     uint32_t *narrow; /* units of rows of that width */
     uint32_t *units;  /* a product's rows */
     float *scale;
-    attention_memory attention;
+    attention_memory attention[MOST_THREADS];
 } block_memory;
 
 static int64_t wider(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static void take_block(arena *from, const termwise_model *model, int64_t tokens, int64_t longest, block_memory *memory) {
+static void take_block(arena *from, const termwise_model *model, int64_t tokens, int64_t longest, int64_t threads,
+                       block_memory *memory) {
     const int64_t kind = model->attention_kind, head = model->hidden / model->heads;
     int64_t width = wider(3 * model->hidden, model->embedding);
     for (int64_t i = 0; i < model->layers; i++) width = wider(width, model->layer[i].intermediate.outputs + 4);
@@ -201,91 +211,99 @@ static void take_block(arena *from, const termwise_model *model, int64_t tokens,
     memory->narrow = take(from, tokens * width * 4);
     memory->units = take(from, tokens * width * 4);
     memory->scale = take(from, tokens * 4);
-    memory->attention.keys = take(from, panels_of(longest) * PANEL * units_of(head, kind) * 4);
-    memory->attention.values = take(from, panels_of(head) * PANEL * units_of(longest, kind) * 4);
-    memory->attention.scores = take(from, ROWS * panels_of(longest) * PANEL * 4);
-    memory->attention.shares = take(from, ROWS * units_of(longest, kind) * 4);
+    for (int64_t i = 0; i < threads; i++) {
+        memory->attention[i].keys = take(from, panels_of(longest) * PANEL * units_of(head, kind) * 4);
+        memory->attention[i].values = take(from, panels_of(head) * PANEL * units_of(longest, kind) * 4);
+        memory->attention[i].scores = take(from, ROWS * panels_of(longest) * PANEL * 4);
+        memory->attention[i].shares = take(from, ROWS * units_of(longest, kind) * 4);
+    }
 }
 
-/* Rows of floats as a matrix wants them; floats stay where they are. */
-static termwise_rows prepare(const float *from, int64_t width, int64_t rows, const termwise_matrix *matrix,
-                             block_memory *memory) {
+/* Rows of floats as a matrix wants them; floats stay where they are. The team meets before and after. */
+static termwise_rows prepare(const worker *me, const float *from, int64_t width, int64_t rows,
+                             const termwise_matrix *matrix, block_memory *memory) {
+    meet(me);
     if (matrix->kind == FLOAT32) return (termwise_rows){(const uint32_t *)from, NULL, width};
-    cast(from, width, rows, matrix, memory->units, memory->scale);
+    const share mine = share_of(me, rows);
+    cast(from + mine.first * width, width, mine.last - mine.first, matrix, memory->units + mine.first * matrix->units,
+         memory->scale + mine.first);
+    meet(me);
     return (termwise_rows){memory->units, memory->scale, matrix->units};
 }
 
-/* A place for what goes into `matrix`: bfloat16 where it takes that, floats otherwise. */
-static target place_for(const termwise_matrix *matrix, int64_t width, block_memory *memory) {
-    if (matrix->kind == BFLOAT16) return (target){.halves = (uint16_t *)memory->narrow, .stride = 2 * matrix->units};
-    return (target){.floats = memory->wide, .stride = width};
+/* A place for what `matrix` will multiply: bfloat16 where it takes that, floats otherwise. */
+static target place_for(const termwise_matrix *matrix, int64_t width, float *floats, uint32_t *halves) {
+    if (matrix->kind == BFLOAT16) return (target){.halves = (uint16_t *)halves, .stride = 2 * matrix->units};
+    return (target){.floats = floats, .stride = width};
 }
 
-static termwise_rows take_up(const target *from, int64_t width, int64_t rows, const termwise_matrix *matrix,
-                             block_memory *memory) {
-    if (from->floats) return prepare(from->floats, width, rows, matrix, memory);
+static termwise_rows take_up(const worker *me, const target *from, int64_t width, int64_t rows,
+                             const termwise_matrix *matrix, block_memory *memory) {
+    if (from->floats) return prepare(me, from->floats, width, rows, matrix, memory);
+    meet(me);
     return (termwise_rows){(const uint32_t *)from->halves, NULL, matrix->units};
 }
 
-static void run_layer(const termwise_model *model, const termwise_layer *layer, const int64_t *starts, int64_t texts,
-                      block_memory *memory) {
+static void run_layer(const worker *me, const termwise_model *model, const termwise_layer *layer, const int64_t *starts,
+                      int64_t texts, block_memory *memory) {
     const int64_t hidden = model->hidden, tokens = starts[texts] - starts[0];
     const int half = model->attention_kind == BFLOAT16;
     const target sum = {.floats = memory->x, .stride = hidden, .add = 1};
 
-    /* The units of the layer's input are of no use after this product, so what attention gives may take their place. */
     const target mixed = {.floats = half ? NULL : memory->wide, .halves = (uint16_t *)memory->wide, .stride = 3 * hidden};
-    termwise_rows rows = prepare(memory->x, hidden, tokens, &layer->mixed, memory);
-    multiply(&layer->mixed, &rows, tokens, &mixed);
+    termwise_rows rows = prepare(me, memory->x, hidden, tokens, &layer->mixed, memory);
+    multiply(me, &layer->mixed, &rows, tokens, &mixed);
+    meet(me);
 
-    target attended = {.floats = (float *)memory->narrow, .stride = hidden};
-    if (layer->attention.kind == BFLOAT16) {
-        attended = (target){.halves = (uint16_t *)memory->narrow, .stride = 2 * layer->attention.units};
-    }
+    const target attended = place_for(&layer->attention, hidden, (float *)memory->narrow, memory->narrow);
     const int64_t stride = half ? 3 * hidden / 2 : 3 * hidden;
-    for (int64_t text = 0; text < texts; text++) {
-        const int64_t row = starts[text] - starts[0];
+    for (int64_t each = me->rank; each < texts * model->heads; each += me->of->size) {
+        const int64_t text = each / model->heads, row = starts[text] - starts[0];
         target to = attended;
         if (to.floats) to.floats += row * to.stride;
         if (to.halves) to.halves += row * to.stride;
-        for (int64_t head = 0; head < model->heads; head++) {
-            attend(model, (const uint32_t *)memory->wide + row * stride, stride, starts[text + 1] - starts[text], head,
-                   &memory->attention, &to);
-        }
+        attend(model, (const uint32_t *)memory->wide + row * stride, stride, starts[text + 1] - starts[text],
+               each % model->heads, &memory->attention[me->rank], &to);
     }
-    rows = take_up(&attended, hidden, tokens, &layer->attention, memory);
-    multiply(&layer->attention, &rows, tokens, &sum);
-    for (int64_t i = 0; i < tokens; i++) normalise(memory->x + i * hidden, hidden, &layer->attention_norm, model->epsilon);
+    rows = take_up(me, &attended, hidden, tokens, &layer->attention, memory);
+    multiply(me, &layer->attention, &rows, tokens, &sum);
+    meet(me);
+    normalise_all(me, memory->x, tokens, hidden, &layer->attention_norm, model->epsilon);
 
     const int64_t width = layer->intermediate.outputs;
-    const target inner = place_for(&layer->output, width, memory);
-    rows = prepare(memory->x, hidden, tokens, &layer->intermediate, memory);
-    multiply(&layer->intermediate, &rows, tokens, &inner);
-    rows = take_up(&inner, width, tokens, &layer->output, memory);
-    multiply(&layer->output, &rows, tokens, &sum);
-    for (int64_t i = 0; i < tokens; i++) normalise(memory->x + i * hidden, hidden, &layer->output_norm, model->epsilon);
+    const target inner = place_for(&layer->output, width, memory->wide, memory->narrow);
+    rows = prepare(me, memory->x, hidden, tokens, &layer->intermediate, memory);
+    multiply(me, &layer->intermediate, &rows, tokens, &inner);
+    rows = take_up(me, &inner, width, tokens, &layer->output, memory);
+    multiply(me, &layer->output, &rows, tokens, &sum);
+    meet(me);
+    normalise_all(me, memory->x, tokens, hidden, &layer->output_norm, model->epsilon);
 }
 
-/* Run the texts of a block and write what the decoder multiplies: `rows` units, and their scales. */
-static void run_block(const termwise_model *model, const termwise_batch *batch, int64_t first, int64_t last,
-                      block_memory *memory, uint32_t *units, float *scale) {
+/* Run texts `first` to `last` and write what the decoder multiplies: units, and their scales. */
+static void run_block(const worker *me, const termwise_model *model, const termwise_batch *batch, int64_t first,
+                      int64_t last, block_memory *memory, uint32_t *units, float *scale) {
     const int64_t *starts = batch->starts + first;
-    const int64_t start = starts[0], tokens = batch->starts[last] - start;
-    embed(model, batch->ids + start, batch->places + start, tokens, memory->x);
+    const int64_t start = starts[0], tokens = batch->starts[last] - start, width = model->embedding;
+    embed(me, model, batch->ids + start, batch->places + start, tokens, model->project ? memory->wide : memory->x);
     if (model->project) {
-        const target to = {.floats = memory->wide, .stride = model->hidden};
-        const termwise_rows rows = prepare(memory->x, model->embedding, tokens, model->project, memory);
-        multiply(model->project, &rows, tokens, &to);
-        memcpy(memory->x, memory->wide, (size_t)(tokens * model->hidden) * sizeof(float));
+        const target to = {.floats = memory->x, .stride = model->hidden};
+        const termwise_rows rows = prepare(me, memory->wide, width, tokens, model->project, memory);
+        multiply(me, model->project, &rows, tokens, &to);
     }
-    for (int64_t i = 0; i < model->layers; i++) run_layer(model, model->layer + i, starts, last - first, memory);
-    const target to = {.floats = memory->wide, .stride = model->embedding};
-    const termwise_rows rows = prepare(memory->x, model->hidden, tokens, &model->transform, memory);
-    multiply(&model->transform, &rows, tokens, &to);
-    for (int64_t i = 0; i < tokens; i++) {
-        normalise(memory->wide + i * model->embedding, model->embedding, &model->head_norm, model->epsilon);
+    for (int64_t i = 0; i < model->layers; i++) run_layer(me, model, model->layer + i, starts, last - first, memory);
+    const target to = {.floats = memory->wide, .stride = width};
+    const termwise_rows rows = prepare(me, memory->x, model->hidden, tokens, &model->transform, memory);
+    multiply(me, &model->transform, &rows, tokens, &to);
+    meet(me);
+    const share mine = share_of(me, tokens);
+    float *from = memory->wide + mine.first * width;
+    for (int64_t i = 0; i < mine.last - mine.first; i++) {
+        normalise(from + i * width, width, &model->head_norm, model->epsilon);
     }
-    cast(memory->wide, model->embedding, tokens, &model->decoder, units + start * model->decoder.units, scale + start);
+    cast(from, width, mine.last - mine.first, &model->decoder, units + (start + mine.first) * model->decoder.units,
+         scale + start + mine.first);
+    meet(me);
 }
 
 /* The end of the block that begins with text `first`. */
@@ -313,7 +331,8 @@ static void take_batch(arena *from, const termwise_model *model, const termwise_
     }
     memory->units = take(from, total * model->decoder.units * 4);
     memory->scale = take(from, total * 4);
-    take_block(from, model, most, longest, &memory->block);
+    take_block(from, model, most, longest, batch->threads < MOST_THREADS ? batch->threads : MOST_THREADS,
+               &memory->block);
 }
 
 static int64_t scratch_size(const termwise_model *model, const termwise_batch *batch) {
@@ -323,15 +342,29 @@ static int64_t scratch_size(const termwise_model *model, const termwise_batch *b
     return count.used;
 }
 
-static void encode(const termwise_model *model, const termwise_batch *batch, void *scratch, float *out) {
-    arena from = {.base = scratch};
+typedef struct {
+    const termwise_model *model;
+    const termwise_batch *batch;
     batch_memory memory;
-    take_batch(&from, model, batch, &memory);
+    float *out;
+} encoding;
+
+static void encode_share(const worker *me, void *given) {
+    encoding *job = given;
+    const termwise_model *model = job->model;
+    const termwise_batch *batch = job->batch;
     for (int64_t first = 0, last; first < batch->texts; first = last) {
         last = block_end(batch, first);
-        run_block(model, batch, first, last, &memory.block, memory.units, memory.scale);
+        run_block(me, model, batch, first, last, &job->memory.block, job->memory.units, job->memory.scale);
     }
-    const termwise_rows rows = {memory.units, memory.scale, model->decoder.units};
-    pool(&model->decoder, &rows, batch->starts, batch->texts, 0, panels_of(model->decoder.outputs), out,
-         model->decoder.outputs);
+    const termwise_rows rows = {job->memory.units, job->memory.scale, model->decoder.units};
+    const share mine = share_of(me, panels_of(model->decoder.outputs));
+    pool(&model->decoder, &rows, batch->starts, batch->texts, mine.first, mine.last, job->out, model->decoder.outputs);
+}
+
+static void encode(const termwise_model *model, const termwise_batch *batch, void *scratch, float *out) {
+    arena from = {.base = scratch};
+    encoding job = {.model = model, .batch = batch, .out = out};
+    take_batch(&from, model, batch, &job.memory);
+    run_together(batch->threads, encode_share, &job);
 }

@@ -70,6 +70,7 @@ typedef struct {
     const int32_t *places;
     const int64_t *starts;
     int64_t texts;
+    int64_t threads;
 } termwise_batch;
 
 /* What one level of instructions offers; see dispatch.c. */

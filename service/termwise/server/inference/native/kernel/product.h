@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "kernel.h"
+#include "team.h"
 #include "vector.h"
 
 typedef void (*tile)(const uint32_t *units, int64_t stride, const uint32_t *panel, int64_t count, const int32_t *offset,
@@ -171,11 +172,11 @@ INLINE vector activate(vector x, int32_t activation) {
     return activation == RELU ? larger(x, all(0)) : x;
 }
 
-/* Multiply `count` rows with a matrix, add its bias, and apply its activation. Missing outputs up to the target's
-   stride become zeros, so that the next product may read them. */
-static void multiply(const termwise_matrix *matrix, const termwise_rows *rows, int64_t count, const target *to) {
-    const int64_t panels = (matrix->outputs + PANEL - 1) / PANEL;
-    for (int64_t number = 0; number < panels; number++) {
+/* Multiply some rows with some panels of a matrix. */
+static void multiply_part(const termwise_matrix *matrix, const termwise_rows *rows, share of_rows, share of_panels,
+                          const target *to) {
+    const int64_t count = of_rows.last - of_rows.first;
+    for (int64_t number = of_panels.first; number < of_panels.last; number++) {
         const uint32_t *panel = matrix->weight + number * matrix->units * PANEL;
         const int64_t column = number * PANEL;
         const int64_t outputs = matrix->outputs - column < PANEL ? matrix->outputs - column : PANEL;
@@ -183,7 +184,7 @@ static void multiply(const termwise_matrix *matrix, const termwise_rows *rows, i
         const int64_t width = to->add ? outputs : to->stride - column;
         const int32_t *offset = matrix->kind == INT8 ? matrix->offset + column : NULL;
         const int64_t tiles = (count + ROWS - 1) / ROWS;
-        int64_t row = 0;
+        int64_t row = of_rows.first;
         for (int64_t each = 0; each < tiles; each++) {
             float values[ROWS * PANEL];
             const int64_t height = count / tiles + (each < count % tiles);
@@ -207,5 +208,18 @@ static void multiply(const termwise_matrix *matrix, const termwise_rows *rows, i
             }
             row += height;
         }
+    }
+}
+
+/* Multiply `count` rows with a matrix, add its bias, and apply its activation. Missing outputs up to the target's
+   stride become zeros, so that the next product may read them. Many rows are shared out among the team, of few ones
+   the panels are. All of the rows have to be there; the team has to meet before it reads what this writes. */
+static void multiply(const worker *me, const termwise_matrix *matrix, const termwise_rows *rows, int64_t count,
+                     const target *to) {
+    const int64_t panels = (matrix->outputs + PANEL - 1) / PANEL;
+    if (count >= 4 * ROWS * me->of->size) {
+        multiply_part(matrix, rows, share_of(me, count), (share){0, panels}, to);
+    } else {
+        multiply_part(matrix, rows, (share){0, count}, share_of(me, panels), to);
     }
 }
