@@ -47,6 +47,7 @@ Column: TypeAlias = str | int | float
 COLUMN_KINDS: Final = frozenset(
     {FieldKind.KEYWORD, FieldKind.INTEGER, FieldKind.NUMBER, FieldKind.BOOLEAN, FieldKind.DATE}
 )
+_SPARSE: Final = frozenset({FieldKind.SPARSE_VECTOR})
 SMALLEST_INTEGER: Final = -(2**63)
 LARGEST_INTEGER: Final = 2**63 - 1
 _LONGEST_FIELD_NAME: Final = 1024
@@ -108,8 +109,10 @@ def _double(value: float) -> float:
         raise ValueError(f"takes doubles, and {value} is beyond them") from None
 
 
-def check_document(schema: IndexSchema, document: Document) -> dict[str, tuple[Column, ...]]:
+def check_document(schema: IndexSchema, document: Document, *, vectors: bool = True) -> dict[str, tuple[Column, ...]]:
     """Check a document against the schema and the limits, and give its columns in the form that backends keep.
+
+    Without `vectors` the weights and tokens of its sparse vectors are left to the caller.
 
     Raises:
         InvalidDocumentError: one sentence that names the document and the field.
@@ -126,8 +129,9 @@ def check_document(schema: IndexSchema, document: Document) -> dict[str, tuple[C
             kind = field_of(schema, name, COLUMN_KINDS).kind
             columns[name] = tuple(_stored_value(name, kind, value) for value in values)
         for name, vector in document.sparse.items():
-            field_of(schema, name, {FieldKind.SPARSE_VECTOR})
-            _check_vector(name, vector)
+            field_of(schema, name, _SPARSE)
+            if vectors:
+                _check_vector(name, vector)
     except (SchemaError, ValueError) as error:
         message = str(error)
         msg = f"Document {_shown(document.id)}: {message[:1].lower()}{message[1:]}"
@@ -163,7 +167,7 @@ def _check_vector(name: str, vector: SparseVector) -> None:
         raise ValueError(
             f"Field {_shown(name)} has weights that are not finite float32 of {SMALLEST_WEIGHT:.8E} or more."
         )
-    if max(map(len, vector.tokens)) > MAX_TOKEN_BYTES or "" in vector.tokens:
+    if max(map(_size, vector.tokens)) > MAX_TOKEN_BYTES or "" in vector.tokens:
         raise ValueError(f"Field {_shown(name)} has tokens that are not 1 to {MAX_TOKEN_BYTES:,} bytes long.")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from termwise.storage.tantivy.codec import encode_vectors, read_vectors
+from termwise.storage.tantivy.batches import numbered
+from termwise.storage.tantivy.codec import encode_vector, encode_vectors, read_vectors
 from termwise.storage.tantivy.loading import Loading
 from termwise.storage.tantivy.tiles import TILE, SparseTiles, Vocabulary
 from termwise.storage.types import SparseVector, sparse_vector
@@ -24,11 +25,11 @@ vectors = st.dictionaries(tokens, st.sampled_from([0.5, 1.0, 2.0]), max_size=6).
 
 def load(held: list[SparseVector]) -> SparseTiles:
     with ThreadPoolExecutor(1) as worker:
-        loading = Loading(worker)
+        loading = Loading(worker, vocabulary := Vocabulary())
         for seq_no, vector in enumerate(held, 1):
-            for _, encoded in read_vectors(encode_vectors([(0, vector)])):
+            for _, encoded in read_vectors(encode_vectors([(0, encode_vector(vector))])):
                 loading.add(seq_no, encoded)
-        return loading.finish()
+        return SparseTiles(vocabulary, tuple(loading.finish()))
 
 
 @given(st.lists(vectors, max_size=12), vectors)
@@ -38,7 +39,8 @@ def load(held: list[SparseVector]) -> SparseTiles:
 )
 def test_loaded_tiles_rank_as_written_ones(held: list[SparseVector], query: SparseVector) -> None:
     nothing, numbers = np.empty(0, np.int64), np.arange(1, len(held) + 1)
-    written, loaded = SparseTiles(Vocabulary()).changed(nothing, numbers, held), load(held)
+    batch = numbered([encode_vector(vector) for vector in held]).batch(numbers, np.ones(len(held), np.bool_))
+    written, loaded = SparseTiles(Vocabulary()).changed(nothing, batch), load(held)
     assert loaded.document_count == written.document_count
     assert int(loaded.frequencies.sum()) == int(written.frequencies.sum())
     assert set(loaded.vocabulary) == set(written.vocabulary)
@@ -58,5 +60,5 @@ def test_loaded_documents_fill_tiles() -> None:
     pair = [sparse_vector(["even", "all"], [2, 1]), sparse_vector(["odd", "all"], [3, 1])]
     tiles = load([pair[number % 2] for number in range(TILE + 500)])
     assert [len(tile) for tile in tiles.tiles] == [TILE, 500]
-    seq_nos, scores, total = tiles.rank(sparse_vector(["odd"], [1]), 3)
+    seq_nos, scores, total, _ = tiles.rank(sparse_vector(["odd"], [1]), 3)
     assert (seq_nos.tolist(), scores.tolist(), total) == ([2, 4, 6], [3, 3, 3], TILE // 2 + 250)

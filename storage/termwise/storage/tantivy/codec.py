@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -12,53 +13,76 @@ from termwise.storage.types import SparseVector
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from numpy.typing import NDArray
+
 BUCKETS_PER_OCTAVE: Final = 2.6
 """A term's bucket is floor(2.6 * log2(weight)): weights of a bucket differ by a factor of 1.31 at most."""
 
-_LEAST_BUCKET: Final = -330
-_ENDINGS: Final = np.array([f"\0{bucket}" for bucket in range(_LEAST_BUCKET, 334)], dtype=object)
-"""How terms end, for every bucket of a normal float32, 2^-126 to 2^128."""
+LEAST_BUCKET: Final = -330
+_ENDINGS: Final = [f"\0{bucket} ".encode() for bucket in range(LEAST_BUCKET, 334)]
+ENDINGS: Final = np.frombuffer(bytearray(b"".join(_ENDINGS)), np.uint8)
+"""How terms end, a space included, one after another for every bucket of a normal float32, 2^-126 to 2^128."""
+ENDING_STARTS: Final = np.array([*accumulate(map(len, _ENDINGS), initial=0)], np.int64)
+"""Where each ending begins in `ENDINGS`, and the last one's end."""
+
+_ESCAPE: Final = "\1"
+_ESCAPED: Final = {ord(char): f"{_ESCAPE}{mark}" for char, mark in zip(f"{_ESCAPE} \t\n\f\r", "abcdef", strict=True)}
+"""What would end a term before its time: tantivy cuts a document's terms apart at ASCII white space."""
 
 _HEAD: Final = struct.Struct("<HIII")
 """Field number, token count, the separator's code point, bytes of the joined tokens."""
 
 
+def buckets_of(weights: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Give each weight's bucket."""
+    return np.floor(np.log2(weights.astype(np.float64)) * BUCKETS_PER_OCTAVE).astype(np.int64)
+
+
+def escaped(token: str) -> str:
+    """Write a token as it stands in a term, without ASCII white space."""
+    return token.translate(_ESCAPED)
+
+
 def sparse_terms(prefix: str, vector: SparseVector) -> list[str]:
-    """Write each weight as a raw term: field prefix, token, NUL, bucket."""
-    buckets = np.floor(np.log2(vector.weights.astype(np.float64)) * BUCKETS_PER_OCTAVE).astype(np.int64)
-    endings = _ENDINGS[buckets - _LEAST_BUCKET].tolist()
-    return [f"{prefix}{token}{ending}" for token, ending in zip(vector.tokens, endings, strict=True)]
+    """Write each weight as a term: field prefix, token, NUL, bucket. A batch's are written by `batches`, faster."""
+    buckets = buckets_of(vector.weights).tolist()
+    return [f"{prefix}{token}\0{bucket}" for token, bucket in zip(vector.tokens, buckets, strict=True)]
 
 
 def parse_term(term: str) -> tuple[str, int]:
-    """Split a term, less its field prefix, into token and bucket. Tokens may hold NUL; buckets don't."""
+    """Split a term, less its prefix, into token (as it is written) and bucket. Tokens may hold NUL; buckets don't."""
     token, _, bucket = term.rpartition("\0")
     return token, int(bucket)
 
 
-def encode_vectors(vectors: Iterable[tuple[int, SparseVector]]) -> bytes:
-    """Write vectors with their field numbers: tokens joined by a character that none of them holds, then weights."""
-    parts: list[bytes] = []
-    for number, vector in vectors:
-        separator = 0
-        joined = "\0".join(vector.tokens)
-        if joined.count("\0") != max(len(vector.tokens) - 1, 0):
-            used = set("".join(vector.tokens))
-            separator = next(code for code in range(1, 0x110000) if chr(code) not in used)
-            joined = chr(separator).join(vector.tokens)
-        tokens = joined.encode()
-        weights = vector.weights.astype("<f4", copy=False).tobytes()
-        parts.extend((_HEAD.pack(number, len(vector.tokens), separator, len(tokens)), tokens, weights))
-    return b"".join(parts)
-
-
 class EncodedVector(NamedTuple):
-    """A vector as it is stored: `length` tokens with the separator's bytes between them, and their weights."""
+    """A vector as it is stored: `length` tokens with the separator between them, and their weights."""
 
     length: int
-    separator: bytes
+    separator: int
+    """Its code point."""
     tokens: bytes
     weights: bytes
+
+
+def encode_vector(vector: SparseVector) -> EncodedVector:
+    """Join a vector's tokens by a character that none of them holds: NUL but for odd ones."""
+    separator = 0
+    length = len(vector.tokens)
+    joined = "\0".join(vector.tokens)
+    if joined.count("\0") >= max(length, 1):
+        used = set("".join(vector.tokens))
+        separator = next(code for code in range(1, 0x110000) if chr(code) not in used)
+        joined = chr(separator).join(vector.tokens)
+    return EncodedVector(length, separator, joined.encode(), vector.weights.tobytes())
+
+
+def encode_vectors(vectors: Iterable[tuple[int, EncodedVector]]) -> bytes:
+    """Write vectors with their field numbers."""
+    parts: list[bytes] = []
+    for number, (length, separator, tokens, weights) in vectors:
+        parts += _HEAD.pack(number, length, separator, len(tokens)), tokens, weights
+    return b"".join(parts)
 
 
 def read_vectors(data: bytes) -> list[tuple[int, EncodedVector]]:
@@ -70,7 +94,7 @@ def read_vectors(data: bytes) -> list[tuple[int, EncodedVector]]:
         middle = at + _HEAD.size + size
         end = middle + 4 * count
         tokens, weights = data[at + _HEAD.size : middle], data[middle:end]
-        vectors.append((number, EncodedVector(count, chr(separator).encode(), tokens, weights)))
+        vectors.append((number, EncodedVector(count, separator, tokens, weights)))
         at = end
     return vectors
 
@@ -81,5 +105,5 @@ def decode_vectors(data: bytes) -> list[tuple[int, SparseVector]]:
 
 
 def _decoded(vector: EncodedVector) -> SparseVector:
-    tokens = tuple(vector.tokens.decode().split(vector.separator.decode())) if vector.length else ()
+    tokens = tuple(vector.tokens.decode().split(chr(vector.separator))) if vector.length else ()
     return SparseVector(tokens, np.frombuffer(vector.weights, "<f4"))

@@ -9,7 +9,7 @@ from tantivy import FieldType, Occur, Query
 
 from termwise.storage.analysis import analyze
 from termwise.storage.checks import LARGEST_INTEGER, SMALLEST_INTEGER, Column, condition_values
-from termwise.storage.tantivy.codec import parse_term
+from termwise.storage.tantivy.codec import escaped, parse_term
 from termwise.storage.types import (
     AllOf,
     AnyOf,
@@ -71,14 +71,14 @@ class Conditions:
 
     def buckets(self, place: FieldPlace, token: str) -> list[tuple[str, int, int]]:
         """List a token's terms in the index, each with its bucket and the number of its documents."""
-        prefix = f"{place.prefix}{token}\0"
+        prefix = f"{place.prefix}{escaped(token) if self._layout.joined_terms else token}\0"
         found = self._searcher.terms_with_prefix("sparse", prefix)
         rests = ((term, term[len(prefix) :], count) for term, count in found)
         # A longer token that begins with this one and NUL has NUL in the rest.
         return [(term, int(rest), count) for term, rest, count in rests if "\0" not in rest]
 
     def all_tokens(self, place: FieldPlace) -> Iterable[tuple[str, int]]:
-        """List every token of a sparse field with a number of documents; a token stands once a bucket."""
+        """List every token of a field, as terms write it, with a number of documents; it stands once a bucket."""
         for term, count in self._searcher.terms_with_prefix("sparse", place.prefix):
             yield parse_term(term[len(place.prefix) :])[0], count
 

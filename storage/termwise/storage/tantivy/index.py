@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import tantivy
 
-from termwise.storage.checks import check_document, refusal
+from termwise.storage.checks import refusal
 from termwise.storage.errors import StorageError, StorageFullError, StorageLockedError
-from termwise.storage.tantivy.codec import encode_vectors, read_vectors, sparse_terms
+from termwise.storage.tantivy.accelerator import Accelerator
 from termwise.storage.tantivy.layout import (
     commit_stamp,
     has_room,
@@ -23,19 +23,24 @@ from termwise.storage.tantivy.layout import (
     sync_commit,
     write_last_seq_no,
 )
+from termwise.storage.tantivy.preparing import prepare
 from termwise.storage.tantivy.reader import TantivyReader
+from termwise.storage.tantivy.sealing import seal
+from termwise.storage.tantivy.tile_files import TileFileError
+from termwise.storage.tantivy.tiles import SparseTiles
+from termwise.storage.tantivy.upkeep import reserved, swapped, tiles_to_seal
 from termwise.storage.types import Delete, Put, Result, Written
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from termwise.storage.checks import Column
     from termwise.storage.tantivy.layout import Layout
-    from termwise.storage.tantivy.tiles import SparseTiles
-    from termwise.storage.types import Document, IndexSchema, Operation, Outcome, SparseVector
+    from termwise.storage.tantivy.preparing import Prepared
+    from termwise.storage.tantivy.tile import Tile, Vocabulary
+    from termwise.storage.types import Document, IndexSchema, Operation, Outcome
+
+_log: Final = logging.getLogger("termwise.storage")
 
 _WRITER_BYTES: Final = 64 * 1024 * 1024
 """Memory in which tantivy gathers documents before it writes a segment."""
@@ -59,17 +64,27 @@ class TantivyIndex:
     """An open index. The store makes it, and holds the lock of its folder."""
 
     def __init__(
-        self, folder: Path, layout: Layout, *, exact_path: bool, on_writer: Callable[[TantivyIndex], None]
+        self,
+        folder: Path,
+        layout: Layout,
+        *,
+        exact_path: bool,
+        on_writer: Callable[[TantivyIndex], None],
+        on_work: Callable[[TantivyIndex], None],
     ) -> None:
-        """Open tantivy's files and, where wanted, build the exact path from the stored vectors.
+        """Open tantivy's files and, where wanted, the exact path.
 
-        `on_writer` hears of each writer that opens, so that the store can close others.
+        `on_writer` hears of each writer that opens, so that the store can close others; `on_work` of tiles that
+        `upkeep` should see to.
         """
         self._folder = folder
         self._layout = layout
-        self._exact_path = exact_path and bool(layout.sparse_places())
+        self._accelerator = Accelerator(folder, layout) if exact_path and layout.sparse_places() else None
         self._index = layout.open(folder)
         self._on_writer = on_writer
+        self._on_work = on_work
+        self._tiles: Mapping[str, SparseTiles] | None = None
+        self._keeping = threading.Lock()
         self._writer: Any = None
         self._writing = threading.Lock()
         self._closed = False
@@ -83,11 +98,8 @@ class TantivyIndex:
 
     def write(self, operations: Sequence[Operation]) -> list[Outcome]:
         """See `SparseIndex.write`."""
-        columns = {
-            place: check_document(self.schema, operation.document)
-            for place, operation in enumerate(operations)
-            if isinstance(operation, Put)
-        }
+        puts = [(place, op.document) for place, op in enumerate(operations) if isinstance(op, Put)]
+        prepared = prepare(self._layout, puts)
         with self._writing:
             if self._closed:
                 raise StorageError(f"Index {self._folder.name} is closed; open it again.")
@@ -96,18 +108,60 @@ class TantivyIndex:
                 self._stale = False
             change = self._plan(operations)
             if change.versions:
-                self._commit(change, columns)
+                self._commit(change, prepared)
             return change.outcomes
 
     def reader(self) -> TantivyReader:
         """See `SparseIndex.reader`."""
         return self._reader
 
-    def close(self) -> None:
-        """See `SparseIndex.close`."""
+    def close(self, *, dropped: bool = False) -> None:
+        """See `SparseIndex.close`. What is `dropped` leaves nothing for the next start."""
         with self._writing:
-            self._closed = True
+            closed, self._closed = self._closed, True
             self._writer = None
+        with self._keeping:  # what upkeep still writes ends first
+            if not (closed or dropped or self._stale) and self._accelerator and self._tiles:
+                with suppress_logged("open tiles were not kept"):
+                    sync_commit(self._folder)
+                    self._accelerator.keep_open(self._tiles)
+
+    def upkeep(self) -> bool:
+        """Make one tile of those that should be one, and keep it in a file; False where there was nothing to do.
+
+        Writes and searches go on meanwhile; called by one thread at a time.
+        """
+        with self._keeping:
+            with self._writing:
+                job = self._next_job()
+            if job is None or self._accelerator is None:
+                return False
+            name, vocabulary, old = job
+            fresh = seal(old)
+            with suppress_logged("a tile was not kept"):
+                sync_commit(self._folder)
+                fresh = self._accelerator.keep(self._layout.places[name], vocabulary, fresh)
+            with self._writing:
+                if self._tiles is None or self._stale or self._closed:
+                    return False
+                held = self._tiles[name]
+                tiles = swapped(held.tiles, old, fresh)
+                if tiles is not None:
+                    changed = {**self._tiles, name: SparseTiles(held.vocabulary, tuple(tiles))}
+                    self._show(changed, self._reader.last_seq_no, self._reader.searcher)
+            return True
+
+    def _next_job(self) -> tuple[str, Vocabulary, list[Tile]] | None:
+        """Choose tiles that are to become one, and keep writes from joining them with others."""
+        if self._tiles is None or self._closed or self._stale:
+            return None
+        for name, held in self._tiles.items():
+            run = tiles_to_seal(held.tiles)
+            if run is not None:
+                tiles = reserved(held.tiles, run)
+                self._tiles = {**self._tiles, name: SparseTiles(held.vocabulary, tuple(tiles))}
+                return name, held.vocabulary, tiles[run]
+        return None
 
     def release_writer(self) -> bool:
         """Give back the writer's threads and memory; the next write gets new ones. False where a write is running."""
@@ -121,9 +175,11 @@ class TantivyIndex:
 
     def _plan(self, operations: Sequence[Operation]) -> _Change:
         change = _Change(self._reader.last_seq_no)
+        ids = [op.id if isinstance(op, Delete) else op.document.id for op in operations]
+        versions = self._reader.versions(ids)
         for place, operation in enumerate(operations):
-            id_ = operation.id if isinstance(operation, Delete) else operation.document.id
-            before = self._reader.version(id_) if id_ not in change.versions else 0
+            id_ = ids[place]
+            before = versions.get(id_, 0) if id_ not in change.versions else 0
             found = change.versions.get(id_, before)
             error = refusal(operation, id_, found)
             if error is not None:
@@ -144,7 +200,7 @@ class TantivyIndex:
             change.outcomes.append(Written(id_, change.last_seq_no, result))
         return change
 
-    def _commit(self, change: _Change, columns: Mapping[int, Mapping[str, tuple[Column, ...]]]) -> None:
+    def _commit(self, change: _Change, prepared: Prepared) -> None:
         stamp = commit_stamp(self._folder)
         try:
             if change.last_seq_no not in {seq_no for seq_no, _, _ in change.puts.values()}:
@@ -153,8 +209,8 @@ class TantivyIndex:
             for id_ in change.removed:
                 writer.delete_documents_by_term("key", id_)
             for seq_no, place, document in change.puts.values():
-                writer.add_document(self._tantivy_document(seq_no, document, columns[place]))
-            tiles = self._changed_tiles(change)  # while tantivy's thread still indexes
+                writer.add_document(self._tantivy_document(seq_no, document, place, prepared))
+            tiles = self._changed_tiles(change, prepared)  # while tantivy's thread still indexes
             writer.commit()
             sync_commit(self._folder)
         except BaseException as error:
@@ -168,7 +224,7 @@ class TantivyIndex:
             raise translated from error
         self._stale = True
         self._index.reload()
-        self._show(tiles, change.last_seq_no)
+        self._show(tiles, change.last_seq_no, self._index.searcher())
         self._stale = False
 
     def _open_writer(self) -> Any:
@@ -177,67 +233,50 @@ class TantivyIndex:
             self._writer = self._index.writer(heap_size=_WRITER_BYTES, num_threads=1)
         return self._writer
 
-    def _tantivy_document(
-        self, seq_no: int, document: Document, columns: Mapping[str, tuple[Column, ...]]
-    ) -> tantivy.Document:
+    def _tantivy_document(self, seq_no: int, document: Document, place: int, prepared: Prepared) -> tantivy.Document:
         places = self._layout.places
         content: dict[str, Any] = {"key": document.id, "seq_no": seq_no, "source": document.source}
         has = []
-        for name, values in chain(document.texts.items(), columns.items()):
+        for name, values in chain(document.texts.items(), prepared.columns[place].items()):
             if values:
                 content[places[name].column] = list(values)
                 has.append(str(places[name].number))
-        terms: list[str] = []
-        for name, vector in document.sparse.items():
-            terms += sparse_terms(places[name].prefix, vector)
-            has.append(str(places[name].number))
-        if terms:
-            content["sparse"] = terms
         if document.sparse:
-            content["vec"] = encode_vectors((places[name].number, v) for name, v in document.sparse.items())
+            has += [str(places[name].number) for name in document.sparse]
+            content["sparse"], content["vec"] = prepared.sparse[place]
         content["has"] = has
         return tantivy.Document.from_dict(content, self._index.schema)
 
-    def _changed_tiles(self, change: _Change) -> Mapping[str, SparseTiles] | None:
-        tiles = self._reader.tiles
+    def _changed_tiles(self, change: _Change, prepared: Prepared) -> Mapping[str, SparseTiles] | None:
+        tiles = self._tiles
         if tiles is None:
             return None
         removed = np.sort(np.fromiter(change.removed.values(), np.int64, len(change.removed)))
-        written: dict[str, list[tuple[int, SparseVector]]] = {name: [] for name in tiles}
-        for seq_no, _, document in change.puts.values():
-            for name, vector in document.sparse.items():
-                written[name].append((seq_no, vector))
-        return {name: _changed(held, removed, written[name]) for name, held in tiles.items()}
+        seq_nos = {place: seq_no for seq_no, place, _ in change.puts.values()}
+        result = {}
+        for name, held in tiles.items():
+            brought = prepared.fields[name]
+            numbers = np.array([seq_nos.get(place, 0) for place in brought.operations.tolist()], np.int64)
+            kept = numbers > 0
+            result[name] = held.changed(removed, brought.vectors.batch(numbers[kept], kept))
+        return result
 
-    def _show(self, tiles: Mapping[str, SparseTiles] | None, last_seq_no: int) -> None:
-        searcher = self._index.searcher()
+    def _show(self, tiles: Mapping[str, SparseTiles] | None, last_seq_no: int, searcher: tantivy.Searcher) -> None:
+        self._tiles = tiles
         self._reader = TantivyReader(self._folder, self._layout, searcher, self._index.schema, tiles, last_seq_no)
+        if tiles is not None and any(tiles_to_seal(held.tiles) for held in tiles.values()):
+            self._on_work(self)
 
     def _load(self) -> None:
-        """Read what is on the disk: the newest seq_no, and the vectors of the exact path."""
+        """Read what is on the disk: the newest seq_no, and the exact path."""
         self._index.reload()
         searcher = self._index.searcher()
-        hits: Any = searcher.search(tantivy.Query.all_query(), limit=max(1, searcher.num_docs), count=False).hits
-        addresses = [address for _, address in hits]
-        values: Any = searcher.fast_field_values("seq_no", addresses)
-        seq_nos = np.array(list(values), dtype=np.int64)
-        last = max(read_last_seq_no(self._folder), int(seq_nos.max()) if len(seq_nos) else 0)
-        self._show(self._load_tiles(searcher, addresses, seq_nos) if self._exact_path else None, last)
-
-    def _load_tiles(
-        self, searcher: tantivy.Searcher, addresses: list[tantivy.DocAddress], seq_nos: NDArray[np.int64]
-    ) -> Mapping[str, SparseTiles]:
-        from termwise.storage.tantivy.loading import Loading  # noqa: PLC0415 - loads the kernels
-
-        places = self._layout.sparse_places()
-        order = np.argsort(seq_nos)
-        with ThreadPoolExecutor(1, "loading") as worker:
-            fields = {place.number: Loading(worker) for place in places}
-            for n, seq_no in zip(order.tolist(), seq_nos[order].tolist(), strict=True):
-                data: Any = searcher.doc(addresses[n]).get_first("vec")
-                for number, vector in read_vectors(data or b""):
-                    fields[number].add(seq_no, vector)
-            return {place.name: fields[place.number].finish() for place in places}
+        newest: Any = searcher.search(
+            tantivy.Query.all_query(), limit=1, count=False, order_by_field="seq_no", order=tantivy.Order.Desc
+        ).hits
+        last = max(read_last_seq_no(self._folder), *(int(seq_no) for seq_no, _ in newest), 0)
+        tiles = None if self._accelerator is None else self._accelerator.load(searcher, self._index.schema, last)
+        self._show(tiles, last, searcher)
 
     def _clear_leftovers(self) -> None:
         """Remove the files of a failed batch at once: where the disk is full, they may be what fills it."""
@@ -256,8 +295,10 @@ class TantivyIndex:
         return error
 
 
-def _changed(
-    tiles: SparseTiles, removed: np.ndarray[Any, np.dtype[np.int64]], written: list[tuple[int, SparseVector]]
-) -> SparseTiles:
-    seq_nos = np.array([seq_no for seq_no, _ in written], dtype=np.int64)
-    return tiles.changed(removed, seq_nos, [vector for _, vector in written])
+@contextmanager
+def suppress_logged(event: str) -> Iterator[None]:
+    """Log errors of files that are only a cache, and go on without them."""
+    try:
+        yield
+    except (OSError, TileFileError) as error:
+        _log.warning("%s: %s", event, error)

@@ -1,10 +1,14 @@
-"""The folder of an index: `format.json`, tantivy's files in `tantivy/`, a `lock`, and `last_seq_no` where needed."""
+"""The folder of an index: `format.json`, tantivy's files in `tantivy/`, a `lock`, and `last_seq_no` where needed.
+
+`tiles/` is a cache (see `tile_files`); it may be removed while the index is closed.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -19,11 +23,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FORMAT_VERSION: Final = 1
-"""Raised with every change that older code cannot read."""
+FORMAT_VERSION: Final = 2
+"""Raised with every change that older code cannot read.
+
+1: a document's sparse terms are single values. 2: they are one text, cut apart at white space. Both are read and
+written; new indices are of version 2.
+"""
 
 _FORMAT_FILE: Final = "format.json"
 _TANTIVY_FOLDER: Final = "tantivy"
+TILES_FOLDER: Final = "tiles"
 _SEQ_NO_FILE: Final = "last_seq_no"
 
 _FULL: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -61,6 +70,14 @@ class Layout:
 
     schema: IndexSchema
     places: dict[str, FieldPlace]
+    version: int = FORMAT_VERSION
+    id: str = ""
+    """Tells the index from all others, so that no foreign file passes for one of its own; empty in version 1."""
+
+    @property
+    def joined_terms(self) -> bool:
+        """Whether a document's sparse terms are one text."""
+        return self.version > 1
 
     @classmethod
     def new(cls, schema: IndexSchema) -> Layout:
@@ -71,6 +88,7 @@ class Layout:
                 name: FieldPlace(name, n, spec.kind, versioned(spec.analyzer) if spec.kind is FieldKind.TEXT else "")
                 for n, (name, spec) in enumerate(schema.fields.items())
             },
+            id=uuid.uuid4().hex,
         )
 
     def sparse_places(self) -> list[FieldPlace]:
@@ -87,7 +105,8 @@ class Layout:
         builder.add_text_field("key", stored=True, tokenizer_name="raw", index_option="basic")
         builder.add_integer_field("seq_no", indexed=True, fast=True)
         builder.add_text_field("has", tokenizer_name="raw", index_option="basic")
-        builder.add_text_field("sparse", tokenizer_name="raw", index_option="basic")
+        tokenizer = "whitespace" if self.joined_terms else "raw"
+        builder.add_text_field("sparse", tokenizer_name=tokenizer, index_option="basic")
         builder.add_bytes_field("source", stored=True)
         builder.add_bytes_field("vec", stored=True)
         for place in self.places.values():
@@ -107,7 +126,7 @@ class Layout:
         inner.mkdir()
         tantivy.Index(self.tantivy_schema(), str(inner))
         fields = [{"name": p.name, "kind": p.kind.value, "analyzer": p.analyzer} for p in self.places.values()]
-        content = {"format_version": FORMAT_VERSION, "fields": fields}
+        content = {"format_version": self.version, "id": self.id, "fields": fields}
         (folder / _FORMAT_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         for path in (*inner.iterdir(), inner, folder / _FORMAT_FILE, folder):
             sync(path)
@@ -136,7 +155,7 @@ class Layout:
         except (ValueError, KeyError, TypeError, SchemaError) as error:
             raise StorageFormatError(f"Index folder {folder.name} is broken: {_FORMAT_FILE}: {error}.") from error
         fields = {p.name: FieldSpec(p.kind, p.analyzer.partition(".")[0] or "standard") for p in places.values()}
-        return cls(IndexSchema(fields), places)
+        return cls(IndexSchema(fields), places, version, str(content.get("id", "")))
 
     def open(self, folder: Path) -> tantivy.Index:
         """Open tantivy's index and teach it the analyzers; StorageFormatError where it is broken."""
@@ -184,7 +203,7 @@ def write_last_seq_no(folder: Path, seq_no: int) -> None:
 def folder_size(folder: Path) -> int:
     """Sum up the sizes of an index's files in bytes; what is removed meanwhile takes none."""
     total = 0
-    for place in (folder, folder / _TANTIVY_FOLDER):
+    for place in (folder, folder / _TANTIVY_FOLDER, folder / TILES_FOLDER):
         with suppress(FileNotFoundError), os.scandir(place) as entries:  # the index is dropped
             for entry in entries:
                 with suppress(FileNotFoundError):  # the file is merged away

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import queue
 import shutil
 import threading
 import uuid
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from termwise.storage.types import IndexSchema
 
+_log: Final = logging.getLogger("termwise.storage")
+
 _TRANSIENT: Final = "#"
 """Begins the names of folders that are being made or removed; leftovers are removed when the store opens."""
 
@@ -47,8 +51,9 @@ class TantivyStore:
         self._lock = threading.Lock()
         self._writers: list[TantivyIndex] = []
         self._writers_lock = threading.Lock()
+        self._upkeep = Upkeep()
         if exact_path:
-            import_module("termwise.storage.tantivy.kernels")  # compiles now, where it may, and not in a first request
+            import_module("termwise.storage.tantivy.tiles")  # compiles now, where it may, and not in a first request
         for path in folder.iterdir():
             if path.name.startswith(_TRANSIENT):
                 shutil.rmtree(path, ignore_errors=True)
@@ -83,7 +88,13 @@ class TantivyStore:
             layout = Layout.read(path)
             lock = _lock_file(path)
             try:
-                index = TantivyIndex(path, layout, exact_path=self._exact_path, on_writer=self._limit_writers)
+                index = TantivyIndex(
+                    path,
+                    layout,
+                    exact_path=self._exact_path,
+                    on_writer=self._limit_writers,
+                    on_work=self._upkeep.ask,
+                )
             except BaseException:
                 os.close(lock)
                 raise
@@ -100,7 +111,7 @@ class TantivyStore:
         with self._lock:
             if not path.is_dir():
                 raise IndexMissingError(f'Index "{name}" does not exist.')
-            self._close(name)
+            self._close(name, dropped=True)
             doomed = self._transient()
             path.rename(doomed)
             sync(self._folder)
@@ -109,6 +120,7 @@ class TantivyStore:
     def close(self) -> None:
         """See `IndexStore.close`."""
         with self._lock:
+            self._upkeep.close()
             for name in tuple(self._open):
                 self._close(name)
 
@@ -120,10 +132,10 @@ class TantivyStore:
             released = [other for other in idle if other.release_writer()]
             self._writers = [other for other in self._writers if other not in released] + [index]
 
-    def _close(self, name: str) -> None:
+    def _close(self, name: str, *, dropped: bool = False) -> None:
         index, lock = self._open.pop(name, (None, -1))
         if index is not None:
-            index.close()
+            index.close(dropped=dropped)
             with self._writers_lock:
                 self._writers = [other for other in self._writers if other is not index]
             os.close(lock)
@@ -140,6 +152,48 @@ class TantivyStore:
 
     def _transient(self) -> Path:
         return self._folder / f"{_TRANSIENT}{uuid.uuid4().hex}"
+
+
+class Upkeep:
+    """One thread that sees to the tiles of all indices of a store, one tile at a time."""
+
+    def __init__(self) -> None:
+        """Begin without a thread; the first index that asks starts it."""
+        self._waiting: queue.SimpleQueue[TantivyIndex | None] = queue.SimpleQueue()
+        self._asked: set[TantivyIndex] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def ask(self, index: TantivyIndex) -> None:
+        """See to an index soon; asking again before that changes nothing."""
+        with self._lock:
+            if self._closed or index in self._asked:
+                return
+            self._asked.add(index)
+            self._waiting.put(index)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        """End after the tile that is being made."""
+        with self._lock:
+            self._closed = True
+            self._waiting.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (index := self._waiting.get()) is not None and not self._closed:
+            with self._lock:
+                self._asked.discard(index)
+            try:
+                if index.upkeep():
+                    self.ask(index)
+            except Exception:  # noqa: BLE001 - the next one may go well
+                _log.exception("tiles were left as they are")
+            del index
 
 
 def _lock_file(folder: Path) -> int:

@@ -1,0 +1,80 @@
+"""Which tiles to make anew, and how the new one takes its place while writes go on. Nothing here touches a file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from termwise.storage.tantivy.tile import TILE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from termwise.storage.tantivy.tile import Tile
+
+_MOST_DEAD: Final = 4
+"""A sealed tile is made anew when one of so many of its documents is dead: a search reads the dead ones too."""
+
+_SMALL: Final = TILE * 3 // 4
+"""Sealed neighbours are joined when they come to no more than this, so that the new one does not shrink at once."""
+
+
+def tiles_to_seal(tiles: Sequence[Tile]) -> slice | None:
+    """Choose neighbours that are to become one sealed tile, the oldest first; None where all is well.
+
+    Unsealed tiles are full when the next one does not fit in with them.
+    """
+    first = 0
+    while first < len(tiles):
+        if tiles[first].sealed:
+            first += 1
+            continue
+        last, live = first, 0
+        while last < len(tiles) and not tiles[last].sealed and live + tiles[last].live <= TILE:
+            live += tiles[last].live
+            last += 1
+        if last < len(tiles) or live == TILE:
+            return slice(first, last)
+        break
+    for place, tile in enumerate(tiles):
+        if not tile.sealed:
+            continue
+        following = tiles[place + 1] if place + 1 < len(tiles) else None
+        if following is not None and following.sealed and tile.live + following.live <= _SMALL:
+            return slice(place, place + 2)
+        if _MOST_DEAD * (len(tile) - tile.live) >= len(tile):
+            return slice(place, place + 1)
+    return None
+
+
+def reserved(tiles: Sequence[Tile], run: slice) -> list[Tile]:
+    """Mark tiles as sealed, so that no write joins them with others while they are being made into one."""
+    return [*tiles[: run.start], *(replace(tile, sealed=True) for tile in tiles[run]), *tiles[run.stop :]]
+
+
+def swapped(tiles: Sequence[Tile], old: Sequence[Tile], new: Tile) -> list[Tile] | None:
+    """Put a new tile in the place of old ones, less what was deleted since; None where those are there no more.
+
+    Old ones are known by their array of seq_nos, which deletions leave as it is. One that is missing among others has
+    lost all its documents.
+    """
+    held = {id(tile.seq_nos): place for place, tile in enumerate(tiles)}
+    places = [held.get(id(tile.seq_nos)) for tile in old]
+    found = [place for place in places if place is not None]
+    if not found:
+        return None
+    dead = [
+        tile.seq_nos if place is None else tiles[place].seq_nos[tiles[place].alive == 0]
+        for tile, place in zip(old, places, strict=True)
+    ]
+    fresh = new.without(np.concatenate(dead))
+    return [*tiles[: found[0]], *([fresh] if fresh.live else []), *tiles[found[-1] + 1 :]]
+
+
+def with_dead(tile: Tile, alive: NDArray[np.int64]) -> Tile:
+    """Mark every document as dead that is not among `alive` (ascending seq_nos)."""
+    return tile.without(np.setdiff1d(tile.seq_nos, alive, assume_unique=True))

@@ -1,0 +1,323 @@
+"""Tile files are a cache: whatever happens to them, an index answers after a restart as it did before."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from termwise.storage.tantivy import accelerator, tiles, upkeep
+from termwise.storage.tantivy.store import TantivyStore
+from termwise.storage.types import (
+    Delete,
+    Document,
+    Everything,
+    FieldKind,
+    FieldSpec,
+    IndexSchema,
+    Put,
+    Sparse,
+    sparse_vector,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from termwise.storage.base import IndexReader
+    from termwise.storage.types import Operation
+
+SCHEMA = IndexSchema({"v": FieldSpec(FieldKind.SPARSE_VECTOR), "w": FieldSpec(FieldKind.SPARSE_VECTOR)})
+SMALL = 64
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make tiles of 64 documents, so that an index of hundreds has many."""
+    for module in (tiles, upkeep):
+        monkeypatch.setattr(module, "TILE", SMALL)
+    monkeypatch.setattr(upkeep, "_SMALL", SMALL * 3 // 4)
+    monkeypatch.setattr(accelerator, "_WORTH_A_FILE", 10)
+    monkeypatch.setattr(accelerator, "_SPAN", 50)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    store = TantivyStore(tmp_path)
+    store.create("i", SCHEMA)
+    store.close()
+    return tmp_path
+
+
+def put(number: int, chance: random.Random) -> Put:
+    tokens = chance.sample([f"t{n}" for n in range(40)] + ["odd\n", "a b", "é"], chance.randint(0, 12))
+    vectors = {"v": sparse_vector(tokens, [chance.uniform(0.1, 3) for _ in tokens])}
+    if number % 3 == 0:
+        vectors["w"] = sparse_vector(["x", f"t{number % 7}"], [1 + number % 5, 2])
+    return Put(Document(str(number), b"{}", sparse=vectors if number % 11 else {}))
+
+
+def batches(seed: int, rounds: int) -> Iterator[list[Operation]]:
+    """Make batches of new documents, updates and deletions of many sizes."""
+    chance = random.Random(seed)
+    for _ in range(rounds):
+        count, ids = chance.choice([1, 3, 30, 70, 150]), chance.choice([100, 400])
+        yield [
+            Delete(str(number)) if chance.random() < 0.2 else put(number, chance)
+            for number in (chance.randrange(ids) for _ in range(count))
+        ]
+
+
+def answers(reader: IndexReader) -> list[Any]:
+    """Give what an index says to some queries of both fields, and what it holds."""
+    result: list[Any] = [reader.match(Everything()).tolist(), reader.statistics().last_seq_no]
+    for field in ("v", "w"):
+        for tokens in (["t1"], ["t3", "t1", "x"], ["odd\n", "a b"], [f"t{n}" for n in range(40)]):
+            vector = sparse_vector(tokens, list(range(1, len(tokens) + 1)))
+            for depth in (3, 1000):
+                ranking = reader.rank(Sparse(field, vector), depth)
+                result.append((ranking.seq_nos.tolist(), ranking.scores.tolist(), ranking.total))
+    return result
+
+
+def settle(store: TantivyStore) -> None:
+    """Wait until the store's upkeep has nothing more to do."""
+    while store.open("i").upkeep():
+        pass
+
+
+def restarted(folder: Path) -> list[Any]:
+    store = TantivyStore(folder)
+    try:
+        return answers(store.open("i").reader())
+    finally:
+        store.close()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "i" / "tiles").glob("*.tile"))
+
+
+def fill(folder: Path, *, seed: int = 1, rounds: int = 12) -> list[Any]:
+    store = TantivyStore(folder)
+    index = store.open("i")
+    for batch in batches(seed, rounds):
+        index.write(batch)
+    settle(store)
+    given = answers(index.reader())
+    store.close()
+    return given
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_restart_changes_no_answer(folder: Path, seed: int) -> None:
+    reads: list[int] = []
+    given = None
+    for part in range(4):
+        store = TantivyStore(folder)
+        index = store.open("i")
+        if given is not None:
+            assert answers(index.reader()) == given
+        for batch in batches(10 * seed + part, 6):
+            before = answers(index.reader())
+            reader = index.reader()
+            index.write(batch)
+            assert answers(reader) == before
+        given = answers(index.reader())
+        if part % 2:
+            settle(store)
+            assert answers(index.reader()) == given
+        store.close()
+        reads.append(len(files(folder)))
+    assert max(reads) > 2
+    for path in files(folder):
+        path.unlink()
+    assert restarted(folder) == given
+
+
+def test_upkeep_beside_writes_and_searches_changes_no_answer(folder: Path) -> None:
+    (folder / ".plain").mkdir()
+    store, plain = TantivyStore(folder), TantivyStore(folder / ".plain")
+    plain.create("i", SCHEMA)
+    index, done = store.open("i"), threading.Event()
+
+    def search() -> None:
+        while not done.is_set():
+            answers(index.reader())
+
+    searching = threading.Thread(target=search)
+    searching.start()
+    try:
+        for batch in batches(3, 60):
+            plain.open("i").write(batch)
+            index.write(batch)
+    finally:
+        done.set()
+        searching.join()
+    assert answers(index.reader()) == answers(plain.open("i").reader())
+    settle(store)
+    assert answers(index.reader()) == answers(plain.open("i").reader())
+    plain.close()
+    store.close()
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+def of_version(path: Path, version: int) -> None:
+    """Write a header of another version whose checksum is right."""
+    content = path.read_bytes()
+    old, new = b'"format_version": 1,', f'"format_version": {version},'.encode()
+    assert content.count(old) == 1
+    end = 12 + int.from_bytes(content[8:12], "little")
+    start = content[:end].replace(old, new)
+    path.write_bytes(start + zlib.crc32(start).to_bytes(4, "little") + content[end + 4 :])
+
+
+def foreign(path: Path) -> None:
+    """Take a whole file of another index."""
+    found = re.search(rb'"index": "([0-9a-f]{32})"', path.read_bytes())
+    assert found is not None
+    content = path.read_bytes()
+    end = 12 + int.from_bytes(content[8:12], "little")
+    start = content[:end].replace(found[1], b"0" * 32)
+    path.write_bytes(start + zlib.crc32(start).to_bytes(4, "little") + content[end + 4 :])
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "magic": lambda path: flip(path, 0),
+    "length": lambda path: flip(path, 11),
+    "header": lambda path: flip(path, 30),
+    "array": lambda path: flip(path, path.stat().st_size - 1),
+    "arrays": lambda path: flip(path, path.stat().st_size // 2),
+    "version": lambda path: of_version(path, 2),
+    "older version": lambda path: of_version(path, 0),
+    "foreign": foreign,
+    "renamed": lambda path: path.rename(path.with_name(re.sub(r"\d+(?=\.)", lambda m: str(int(m[0]) - 1), path.name))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_file_that_is_not_as_it_was_written_is_built_anew(
+    folder: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = fill(folder)
+    assert len(files(folder)) > 2
+    DAMAGE[damage](files(folder)[1])
+    with caplog.at_level(logging.WARNING, "termwise.storage"):
+        store = TantivyStore(folder)
+        assert answers(store.open("i").reader()) == given
+    assert "built anew" in caplog.text
+    settle(store)
+    store.close()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "termwise.storage"):
+        assert restarted(folder) == given
+    assert "built anew" not in caplog.text
+
+
+def test_a_file_that_lacks_documents_is_built_anew(folder: Path) -> None:
+    given = fill(folder)
+    path = files(folder)[0]
+    content = path.read_bytes()
+    later = fill(folder, seed=2)
+    settle_folder(folder)
+    path.write_bytes(content)
+    assert restarted(folder) == later
+    assert given != later
+
+
+def settle_folder(folder: Path) -> None:
+    store = TantivyStore(folder)
+    store.open("i")
+    settle(store)
+    store.close()
+
+
+def test_files_are_read_instead_of_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = fill(folder)
+
+    def read(_: bytes) -> Sequence[Any]:
+        pytest.fail("a document was read")
+
+    monkeypatch.setattr(accelerator, "read_vectors", read)
+    assert restarted(folder) == given
+
+
+def test_leftovers_are_removed(folder: Path) -> None:
+    given = fill(folder)
+    left = folder / "i" / "tiles" / "0-1-9.new"
+    left.write_bytes(b"half")
+    assert restarted(folder) == given
+    assert not left.exists()
+
+
+def test_a_disk_that_is_full_stops_no_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(accelerator, "write_tile", full)
+    with caplog.at_level(logging.WARNING, "termwise.storage"):
+        given = fill(folder)
+    assert "No space left" in caplog.text
+    assert files(folder) == []
+    monkeypatch.undo()
+    assert restarted(folder) == given
+
+
+CHILD = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import test_tile_files as tests
+from termwise.storage.tantivy import tiles, upkeep
+tiles.TILE = upkeep.TILE = tests.SMALL
+upkeep._SMALL = 48
+store = tests.TantivyStore(Path(sys.argv[1]))
+index = store.open("i")
+for batch in tests.batches(int(sys.argv[2]), 1000):
+    index.write(batch)
+    os.write(1, b"%d\\n" % index.reader().last_seq_no)
+"""
+
+
+def test_kill_9_amid_upkeep_changes_no_answer(folder: Path) -> None:
+    chance = random.Random(4)
+    kept = 0
+    for seed in range(5):
+        command = [sys.executable, "-c", CHILD, str(folder), str(seed), str(Path(__file__).parent)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        acknowledged = 0
+        for _ in range(chance.randint(5, 40)):
+            acknowledged = int(child.stdout.readline())
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kept = max(kept, len(files(folder)))
+        store = TantivyStore(folder)
+        given = answers(store.open("i").reader())
+        assert given[1] >= acknowledged
+        store._upkeep.close()
+        for path in files(folder):
+            path.unlink()
+        store.open("i").close(dropped=True)
+        store.close()
+        assert restarted(folder) == given
+    assert kept > 2
