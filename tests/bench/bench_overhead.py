@@ -1,11 +1,18 @@
-"""What the service adds to the encoder, and how fast health answers beside two saturated deployments.
+"""What the service adds to encoding and retrieval, what many callers get, and how fast health answers under load.
 
-`make bench-overhead` (ARGS="--format json"). One object a line: {"cell", "p50_ms", "p99_ms", "bar_ms", "ok", "calls"}.
+`make bench-overhead` (ARGS="--format json"). One object a line: {"bench": "overhead", "cell", "p50_ms", "p99_ms",
+"bar", "ok", "calls"}, or "per_s" and "ratio" in place of milliseconds.
 
 - `encoder`: one short query, tokenised and encoded in this process, one thread, the server's own precision.
 - `infer`: the same query by Infer over loopback, from a server in a process of its own; the two take turns, so both
   meet the same machine. `infer-inside` is what the server says that tokenising and encoding took. `overhead` is the
   difference of the medians of the first two; its bar is 1.5 ms.
+- `search`: a search by text (a real title) for ten hits and their bodies among 100,000 passages, as its caller sees it.
+  `search-encode` and `search-retrieve` are the parts that the answer tells; `search-rest` is what is left of each call:
+  queue of the call, conversion, bodies, gRPC, and the caller's own share. Its bar is 1.5 ms for the median.
+- `16-callers-text`, `16-callers-weights`: searches a second of 16 concurrent callers and how many times that of one
+  caller it is. The callers are one process with an event loop, which takes its part of the processors; "weights" sends
+  expansions instead of texts. The bar is 1.7 times, for texts.
 - `health-idle` and `health-saturated`: grpc.health.v1 Check on a connection of its own, once every few milliseconds;
   the bar is 20 ms for the 99th percentile while four callers a deployment send 32 passages at a time.
 """
@@ -27,15 +34,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import searches
+import serving
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from termwise.v1 import document_pb2, trained_models_pb2_grpc
 from termwise.v1 import trained_models_pb2 as pb
-from termwise.v1 import trained_models_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODEL = ".splade_tiny"
 QUERY = "is pluto a planet?"
 PASSAGE = (
     "Salmon are raised in floating net pens off the coast of Norway, where cold water and deep fjords suit them; the "
@@ -43,42 +51,14 @@ PASSAGE = (
 ) * 3
 OVERHEAD_BAR_MS = 1.5
 HEALTH_BAR_MS = 20.0
-
-
-@contextmanager
-def server(place: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run a server on a free loopback port for as long as the block lasts."""
-    port_file = place / "port"
-    command = [sys.executable, "-m", "termwise.server", "--data", str(place / "data"), "--port", "0"]
-    with (place / "log").open("wb") as log:
-        process = subprocess.Popen([*command, "--port-file", str(port_file)], stdout=log, stderr=log)
-        try:
-            while not port_file.exists():
-                if process.poll() is not None:
-                    sys.exit((place / "log").read_text())
-                time.sleep(0.05)
-            yield f"127.0.0.1:{int(port_file.read_text())}", process
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+REST_BAR_MS = 1.5
+RATIO_BAR = 1.7
+PASSAGES = 100_000
 
 
 def infer(deployment: str, texts: list[str], side: str) -> pb.InferRequest:
     """Make a request."""
     return pb.InferRequest(deployment_id=deployment, texts=texts, input_type=f"INPUT_TYPE_{side}")
-
-
-def prepare(stub: trained_models_pb2_grpc.TrainedModelsStub) -> str:
-    """Download the default model and deploy it twice; give the precision in use."""
-    put = pb.PutTrainedModelRequest(model_id=MODEL, wait_for=pb.PutTrainedModelRequest.WAIT_FOR_READY)
-    model = stub.PutTrainedModel(put, timeout=600).trained_model
-    if model.state != pb.TrainedModel.STATE_READY:
-        sys.exit(f"the default model could not be had: {model.error}")
-    for name in ("for_search", "for_ingest"):
-        # The same texts are sent again and again: what they cost shall be seen.
-        request = pb.StartDeploymentRequest(model_id=MODEL, deployment_id=name, cache_size_bytes=0)
-        deployment = stub.StartDeployment(request, timeout=600).deployment
-    return str(deployment.precision)
 
 
 def overhead(stub: Any, folder: Path, precision: str, calls: int) -> list[dict[str, Any]]:
@@ -118,13 +98,60 @@ def row(cell: str, times: list[float], bar: float | None = None, *, tail: bool =
     p50 = statistics.median(times)
     p99 = sorted(times)[max(0, int(len(times) * 0.99 + 0.5) - 1)]
     return {
+        "bench": "overhead",
         "cell": cell,
         "p50_ms": round(p50, 3),
         "p99_ms": round(p99, 3),
-        "bar_ms": bar,
+        "bar": bar,
         "ok": None if bar is None else (p99 if tail else p50) <= bar,
         "calls": len(times),
     }
+
+
+def fill(channel: grpc.Channel, count: int) -> None:
+    """Make the index that is searched: real passages with their vectors."""
+    import numpy as np  # noqa: PLC0415
+
+    import vectors  # noqa: PLC0415
+
+    collection = vectors.load(count)
+    words, matrix = np.array(collection.vocabulary, dtype=object), collection.documents
+
+    def documents() -> Iterator[document_pb2.Document]:
+        for number, body in enumerate(serving.passages(count)):
+            part = slice(matrix.indptr[number], matrix.indptr[number + 1])
+            yield serving.document(number, body, (words[matrix.indices[part]], matrix.data[part]))
+
+    serving.create(channel, searches.INDEX, "for_search")
+    serving.bulk(channel, searches.INDEX, documents())
+
+
+def search(channel: grpc.Channel, address: str, place: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure searches, one by one and by many callers."""
+    titles = serving.titles(2_000)
+    times = searches.one_by_one(channel, titles, arguments.calls)
+    rows = [row(cell, values, REST_BAR_MS if cell == "search-rest" else None) for cell, values in times.items()]
+    given = [searches.by_weights(vector) for vector in searches.expansions(channel, titles)]
+    for cell, requests, bar in (
+        ("16-callers-text", [searches.by_text(title) for title in titles], RATIO_BAR),
+        ("16-callers-weights", given, None),
+    ):
+        seconds, rounds = (2.0, 1) if arguments.quick else (4.0, 3)
+        one, many = searches.ratio(address, requests, seconds, rounds, place)
+        ratio = round(many / one, 2)
+        ok = None if bar is None else ratio >= bar
+        rows.append(
+            {
+                "bench": "overhead",
+                "cell": cell,
+                "per_s": round(many),
+                "per_s_of_one": round(one),
+                "ratio": ratio,
+                "bar": bar,
+                "ok": ok,
+            }
+        )
+    return [each | {"documents": arguments.documents} for each in rows]
 
 
 def health(address: str, cell: str, seconds: float, bar: float | None) -> dict[str, Any]:
@@ -177,30 +204,42 @@ def saturated(address: str) -> Iterator[None]:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print for a person."""
-    print(f"{'cell':<18}{'p50 ms':>10}{'p99 ms':>10}{'bar ms':>9}{'':>5}{'calls':>8}")
+    print(f"{'cell':<20}{'p50 ms':>10}{'p99 ms':>10}{'bar':>7}{'':>6}")
     for one in rows:
-        p99 = "" if one["p99_ms"] is None else f"{one['p99_ms']:.2f}"
-        bar = "" if one["bar_ms"] is None else f"{one['bar_ms']:.1f}"
+        bar = "" if one["bar"] is None else f"{one['bar']:.1f}"
         verdict = {None: "", True: "ok", False: "MISS"}[one["ok"]]
-        print(f"{one['cell']:<18}{one['p50_ms']:>10.2f}{p99:>10}{bar:>9}{verdict:>5}{one['calls']:>8}")
+        if "ratio" in one:
+            figures = f"{one['per_s']:>8}/s{one['ratio']:>9.2f}x"
+        else:
+            figures = f"{one['p50_ms']:>10.2f}" + (f"{one['p99_ms']:>10.2f}" if one["p99_ms"] else f"{'':>10}")
+        print(f"{one['cell']:<20}{figures}{bar:>7}{verdict:>6}")
 
 
 def main() -> int:
     """Run everything; the exit status tells whether the bars were met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", choices=["table", "json"], default="table")
-    parser.add_argument("--calls", type=int, default=500, help="calls of Infer")
+    parser.add_argument("--calls", type=int, default=500, help="calls of Infer, and of Search")
     parser.add_argument("--seconds", type=float, default=10, help="seconds of health checks, idle and saturated each")
+    parser.add_argument("--documents", type=int, default=PASSAGES, help="passages to search")
+    parser.add_argument("--quick", action="store_true", help="less of everything: 10,000 passages, within a minute")
     parser.add_argument("--load", nargs=2, metavar=("ADDRESS", "DEPLOYMENT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.load:
         load(*arguments.load)
+    if arguments.quick:
+        arguments.calls, arguments.seconds, arguments.documents = 200, 3, min(arguments.documents, 10_000)
     place = Path(tempfile.mkdtemp(prefix="termwise-bench-"))
     try:
-        with server(place) as (address, _), grpc.insecure_channel(address) as channel:
+        with (
+            serving.server(place) as (address, _),
+            grpc.insecure_channel(address, serving.OPTIONS) as channel,
+        ):
+            precision = serving.deploy(channel, "for_search", "for_ingest")
             stub = trained_models_pb2_grpc.TrainedModelsStub(channel)
-            precision = prepare(stub)
-            rows = overhead(stub, place / "data" / "models" / MODEL, precision, arguments.calls)
+            rows = overhead(stub, place / "data" / "models" / serving.MODEL, precision, arguments.calls)
+            fill(channel, arguments.documents)
+            rows += search(channel, address, place, arguments)
             rows.append(health(address, "health-idle", arguments.seconds, None))
             with saturated(address):
                 rows.append(health(address, "health-saturated", arguments.seconds, HEALTH_BAR_MS))
@@ -208,7 +247,7 @@ def main() -> int:
         shutil.rmtree(place, ignore_errors=True)
     if arguments.format == "json":
         for one in rows:
-            print(json.dumps(one))
+            print(json.dumps(one | {"precision": precision}))
     else:
         print_table(rows)
         print(f"precision {precision}, {os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f}")

@@ -62,6 +62,12 @@ def parse_body(source: bytes, field: str) -> dict[str, Any]:
     return exact
 
 
+def read_body(source: bytes) -> dict[str, Any]:
+    """Read a body that was stored, and so passed `parse_body`; integers beyond 64 bits come as doubles."""
+    body: dict[str, Any] = orjson.loads(source)
+    return body
+
+
 def dump_json(value: Any) -> bytes:
     """Write any JSON value compactly in UTF-8; integers of any size keep their digits."""
     try:

@@ -111,10 +111,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[..., Any]:
         """Wrap a handler that gives one answer."""
 
+        waits = inspect.iscoroutinefunction(handler)
+
         async def wrapped(request: Any, context: Context) -> bytes:
             async with self._call(method, context):
                 answer = handler(take(request), context)
-                return encode(await answer if inspect.isawaitable(answer) else answer)
+                return encode(await answer if waits or inspect.isawaitable(answer) else answer)
 
         return wrapped
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from termwise.server.errors import invalid_field
-from termwise.server.indices.body import MAX_EXACT_DOUBLE, dump_json, parse_body
+from termwise.server.indices.body import MAX_EXACT_DOUBLE, dump_json, read_body
 from termwise.server.indices.documents import InputDocument, Paths, parse_vector
 from termwise.server.indices.mapping import sparse_field_of
 from termwise.server.indices.source_filter import SourceFilter
@@ -154,7 +154,8 @@ def fill_body(target: HasBody, source: bytes, source_format: int, source_filter:
     if source_format == document_pb2.SOURCE_FORMAT_JSON:
         target.source_json = source_filter.apply_to_source(source).decode()
         return
-    fill_struct(target.source, source_filter.apply(parse_body(source, "source")))
+    # A Struct's numbers are doubles anyway.
+    fill_struct(target.source, source_filter.apply(read_body(source)))
 
 
 def vector_names(requested: Iterable[str], mapping: Mapping, field: str = "include_sparse_vectors") -> Collection[str]:
