@@ -94,8 +94,10 @@ def search(rows: list[Row]) -> Iterator[Bar]:
 
 
 def stated(results: Results) -> Iterator[Bar]:
-    """Bars that a benchmark states itself: rows with `bar` (or `bar_ms`) and `ok`."""
+    """Bars that a benchmark states itself: rows with `bar` or `bar_ms`, and `ok`. Search's are worked out here."""
     for section in results.sections.values():
+        if section.name.startswith("search-"):
+            continue
         for row in section.rows:
             bar = row.get("bar", row.get("bar_ms"))
             if isinstance(row.get("ok"), bool) and bar is not None:

@@ -196,13 +196,32 @@ def _search(results: Results) -> Iterator[str]:
         if updated:
             yield "After 20 % of the documents were updated and 10 % deleted:"
             yield _search_table(updated)
+    settings = dict.fromkeys((row["engine"], str(row["settings"])) for row in rows if row.get("settings"))
+    if settings:
+        yield "### Settings"
+        told: dict[str, list[str]] = {}
+        for engine, words in settings:
+            told.setdefault(engine, []).append(words)
+        yield "\n".join(f"- {engine}: {'; '.join(found)}" for engine, found in told.items())
+    skipped = [row for row in results.rows() if "skipped" in row]
+    if skipped:
+        yield "Engines that could not be had:"
+        yield "\n".join(f"- {row['engine']}, {size(row['documents'])}: {row['skipped']}" for row in skipped)
     built = searches.builds(results)
     if built:
         yield "### Building, disk and memory"
         keys = [("index_s", "seconds"), ("disk_bytes_per_posting", "disk, bytes a posting")]
         keys.append(("memory_bytes_per_posting", "memory, bytes a posting"))
-        lines = [[row["engine"], size(row["documents"]), *(number(row.get(key)) for key, _ in keys)] for row in built]
-        yield table(["Engine", "Documents", *(heading for _, heading in keys)], lines)
+        lines = [
+            [
+                row["engine"],
+                size(row["documents"]),
+                *(number(row.get(key)) for key, _ in keys),
+                str(row.get("memory_measured", MISSING)),
+            ]
+            for row in built
+        ]
+        yield table(["Engine", "Documents", *(heading for _, heading in keys), "memory is"], lines)
 
 
 def _search_table(rows: list[Row]) -> str:
