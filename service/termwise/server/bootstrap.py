@@ -135,7 +135,7 @@ class Service:
             users: Sequence[str] = await pipelines.references_to_deployment(deployment_id)
             return [*users, *await indices.references_to_deployment(deployment_id)]
 
-        load = partial(_load, default=settings.precision, cache=folder.cache)
+        load = partial(_load, default=settings.precision, cache=folder.cache, device=settings.device)
         deployments = Deployments(metadata, catalog, load=load, references=references)
         stack.push_async_callback(deployments.close)
         pipelines = Pipelines(metadata, deployments, indices)
@@ -204,8 +204,10 @@ class Service:
         await self._stack.aclose()
 
 
-def _load(folder: Path, config: ExpansionConfig, threads: int, precision: str, *, default: str, cache: Path) -> Encoder:
-    encoder = load_encoder(folder, config, threads=threads, precision=precision or default, cache=cache)
+def _load(
+    folder: Path, config: ExpansionConfig, threads: int, precision: str, *, default: str, cache: Path, device: str
+) -> Encoder:
+    encoder = load_encoder(folder, config, threads=threads, precision=precision or default, cache=cache, device=device)
     _quieten_collector()
     return encoder
 

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
         description="Arithmetic of deployments that ask for none. auto: bfloat16 where the processor has it, else "
         "float32.",
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where encoders compute. auto: a CUDA device where torch finds one, else the processor."
+    )
     switch_interval_ms: float = Field(
         0.5,
         gt=0,

@@ -59,7 +59,18 @@ def extract(
 
     """
     ids = np.flatnonzero(logits > 0)
-    weights = np.log1p(logits[ids])
+    return weigh((ids, logits[ids]), vocabulary, max_terms=max_terms, min_weight=min_weight)
+
+
+def weigh(
+    positive: tuple[NDArray[np.int64], NDArray[np.float32]],
+    vocabulary: Vocabulary,
+    *,
+    max_terms: int,
+    min_weight: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Do the same where the ids of positive logits, and those, are known."""
+    ids, weights = positive[0], np.log1p(positive[1])
     least = max(np.float32(min_weight), SMALLEST_WEIGHT)
     if weights.size and weights.min() < least:
         kept = weights >= least

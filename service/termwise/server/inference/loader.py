@@ -15,12 +15,16 @@ from termwise.server.inference.fingerprints import fingerprint_sides
 from termwise.server.inference.text import TextTokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
+    from termwise.server.inference.networks import Network
+
 _log = logging.getLogger(__name__)
 
+DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
@@ -61,6 +65,7 @@ def load_encoder(
     threads: int = 1,
     precision: str = "auto",
     cache: Path | None = None,
+    device: str = "auto",
 ) -> Encoder:
     """Load a model and check it against plain transformers. Blocking: call it in a thread of its own.
 
@@ -71,31 +76,32 @@ def load_encoder(
         precision: "float32", "bfloat16", "int8", or "auto": bfloat16 where the processor computes with it and the model
             passes the check in it, float32 otherwise.
         cache: folder that keeps the verdicts of the check; None checks each time.
+        device: "cpu", "cuda", or "auto": a CUDA device where there is one.
 
     Raises:
         FailedPreconditionError: the model cannot be used, its vectors differ from those of plain transformers, or the
-            precision cannot be had; the error then names the field and what to use.
+            device or the precision cannot be had; the error then names the setting or field and what to use.
 
     """
     if precision not in PRECISIONS:
         raise _refused(f'"{precision}" is unknown', "PRECISION_UNKNOWN")
+    if device not in DEVICES:
+        raise _no_device(f'device: "{device}" is unknown; use one of {", ".join(DEVICES)}.')
     opened = open_folder(folder)
     # One worker is one thread of work: the tokenizer's own pool would take the other workers' processors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer = TextTokenizer(opened, config)
     fingerprints = fingerprint_sides(opened, config)
-    from termwise.server.inference.hardware import has_bfloat16, set_compute_threads  # noqa: PLC0415 - imports torch
-    from termwise.server.inference.networks import has_int8, make_networks  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.hardware import set_compute_threads  # noqa: PLC0415 - imports torch
     from termwise.server.inference.parity import Judge  # noqa: PLC0415 - imports torch
     from termwise.server.inference.splade import SpladeEncoder  # noqa: PLC0415 - imports torch
 
+    make_networks, able = _choose_device(device)
     choices = [precision]
     if precision == "auto":
-        choices = ["bfloat16", "float32"] if has_bfloat16() else ["float32"]
-    elif precision == "bfloat16" and not has_bfloat16():
-        raise _refused("this processor does not compute in bfloat16", "PRECISION_UNSUPPORTED")
-    elif precision == "int8" and not has_int8():
-        raise _refused("this server does not compute in int8", "PRECISION_UNSUPPORTED")
+        choices = ["bfloat16", "float32"] if "bfloat16" in able else ["float32"]
+    elif precision not in able:
+        raise _refused(f"this machine does not compute in {precision}", "PRECISION_UNSUPPORTED")
     tensors = _read_tensors(opened)
     set_compute_threads(threads)
     judge = Judge(opened, fingerprints[Side.DOCUMENT], cache)
@@ -119,6 +125,29 @@ def load_encoder(
         reason="PARITY_FAILED",
         metadata={"architecture": opened.architecture.name},
     )
+
+
+def _choose_device(device: str) -> tuple[Callable[..., Iterable[Network]], set[str]]:
+    """Give what makes networks on a device, and the precisions that they compute in there."""
+    from termwise.server.inference import device as devices  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.hardware import has_bfloat16  # noqa: PLC0415
+    from termwise.server.inference.networks import has_int8, make_networks  # noqa: PLC0415
+
+    cuda = devices.cuda_device() if device != "cpu" else None
+    if cuda is None:
+        if device == "cuda":
+            raise _no_device("device: There is no CUDA device that torch can use; set auto or cpu.")
+        able = {"float32"} | ({"bfloat16"} if has_bfloat16() else set()) | ({"int8"} if has_int8() else set())
+        return make_networks, able
+
+    def make(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> Iterator[Network]:
+        yield devices.DeviceNetwork(folder, tensors, precision, cuda)
+
+    return make, {"float32"} | ({"bfloat16"} if devices.cuda_has_bfloat16() else set())
+
+
+def _no_device(message: str) -> FailedPreconditionError:
+    return FailedPreconditionError(message, reason="DEVICE_UNSUPPORTED")
 
 
 def _refused(why: str, reason: str) -> FailedPreconditionError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
 
@@ -40,6 +40,9 @@ References: TypeAlias = "Callable[[str], Awaitable[list[str]]]"
 """Gives the names of what uses a deployment, such as 'pipeline "expand"'."""
 OnChange: TypeAlias = "Callable[[str, bool], None]"
 """Hears a deployment's id and whether it answers now; called on the event loop."""
+
+_BATCH_TOKENS: Final = {"cpu": 4_096, "cuda": 16_384}
+"""Tokens of a batch, by where the encoder computes: a device wants more work at a time."""
 
 _log = structlog.get_logger(__name__)
 
@@ -145,6 +148,7 @@ class Deployments:
                 allocations=record.number_of_allocations,
                 threads=record.threads_per_allocation,
                 queue_capacity=record.queue_capacity,
+                batch_tokens=_BATCH_TOKENS.get(encoder.device, _BATCH_TOKENS["cpu"]),
                 cache_size_bytes=model.size_bytes if record.cache_size_bytes is None else record.cache_size_bytes,
             )
             runner.batcher.start()
