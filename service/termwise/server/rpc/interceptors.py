@@ -110,7 +110,6 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self, method: str, handler: Callable[..., Any], encode: Callable[[Any], bytes], take: Callable[[Any], Any]
     ) -> Callable[..., Any]:
         """Wrap a handler that gives one answer."""
-
         waits = inspect.iscoroutinefunction(handler)
 
         async def wrapped(request: Any, context: Context) -> bytes:
