@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 BAR = 0.98
 BLOCK = 32
-TRIED = 50
+TRIED = 40
 LARGEST_WEIGHT = 255
 LARGEST_QUERY_WEIGHT = 32
 """BMP scales a query so that its heaviest token weighs as much."""
-ALPHAS = (1.0, 0.9, 0.8, 0.7, 0.6)
+ALPHAS = (0.9, 0.8, 0.7, 0.6)
 BETAS = (1.0, 0.8, 0.6)
 
 
@@ -70,20 +70,15 @@ class Bmp:
         """Give the safe lane, and an approximate one where one is good enough."""
         prepared = [self._scaled(query) for query in queries]
         lanes = [Lane("bmp", prepared, self._call(k, 1.0, 1.0), _read, "alpha 1, beta 1")]
-        good = []
-        for alpha, beta in product(ALPHAS, BETAS):
-            call = self._call(k, alpha, beta)
-            times, recalls = [], []
-            for number, query in enumerate(prepared[:TRIED]):
-                began = time.perf_counter()
-                hits = call(query)
-                times.append(time.perf_counter() - began)
-                recalls.append(truth.recall(number, _read(hits)[0], k))
-            if np.mean(recalls) >= BAR:
-                good.append((float(np.median(times)), alpha, beta))
+        safe, good = self._time(prepared, truth, k, (1.0, 1.0)), []
+        for setting in product(ALPHAS, BETAS):
+            took, recall = self._time(prepared, truth, k, setting)
+            if took < safe[0] and recall >= BAR:
+                good.append((took, setting))
         if good:
-            _, alpha, beta = min(good)
-            lanes.append(Lane("bmp approximate", prepared, self._call(k, alpha, beta), _read, f"{alpha=}, {beta=}"))
+            _, (alpha, beta) = min(good)
+            call, settings = self._call(k, alpha, beta), f"alpha {alpha:g}, beta {beta:g}"
+            lanes.append(Lane("bmp approximate", prepared, call, _read, settings))
         return lanes
 
     def memory_bytes(self) -> None:
@@ -92,6 +87,17 @@ class Bmp:
     def close(self) -> None:
         """Forget the index."""
         del self._searcher
+
+    def _time(self, prepared: list[Any], truth: Truth, k: int, setting: tuple[float, float]) -> tuple[float, float]:
+        """Give the median time and the mean recall of a setting over some queries."""
+        call = self._call(k, *setting)
+        times, recalls = [], []
+        for number, query in enumerate(prepared[:TRIED]):
+            began = time.perf_counter()
+            hits = call(query)
+            times.append(time.perf_counter() - began)
+            recalls.append(truth.recall(number, _read(hits)[0], k))
+        return float(np.median(times)), float(np.mean(recalls))
 
     def _scaled(self, query: Query) -> dict[str, float]:
         tokens, weights = query

@@ -66,7 +66,8 @@ class Termwise:
     def open(self, collection: Collection, folder: Path) -> None:
         """Open the index, and where wanted a copy of it in which documents are updated and deleted."""
         if self._with_updates:
-            shutil.copytree(folder / "fresh", folder / "updated", dirs_exist_ok=True)
+            shutil.rmtree(folder / "updated", ignore_errors=True)
+            shutil.copytree(folder / "fresh", folder / "updated")
         self._words = np.array(collection.vocabulary, dtype=object)
         count = collection.documents.shape[0]
         self._stores = [TantivyStore(folder / "fresh")]

@@ -94,30 +94,41 @@ def search(rows: list[Row]) -> Iterator[Bar]:
 
 
 def stated(results: Results) -> Iterator[Bar]:
-    """Bars that a benchmark states itself: rows with `bar` or `bar_ms`, and `ok`. Search's are worked out here."""
+    """Bars that a benchmark states itself: rows with `bar` and `ok`. Search's are worked out here."""
     for section in results.sections.values():
         if section.name.startswith("search-"):
             continue
         for row in section.rows:
-            bar = row.get("bar", row.get("bar_ms"))
+            bar = row.get("bar")
             if isinstance(row.get("ok"), bool) and bar is not None:
                 what = row.get("metric") or row.get("cell") or row.get("bench") or section.name
-                yield Bar(f"{section.name}: {what}", _promise(row, bar), _measured(row), row["ok"])
+                yield Bar(f"{section.name}: {what}", _promise(row, bar), _measured(row, str(what)), row["ok"])
+
+
+FIGURES = (
+    ("write", "write_documents_per_s"),
+    ("restart", "restart_after_kill_s"),
+    ("ingest", "share"),
+    ("callers", "ratio"),
+    ("health", "p99_ms"),
+    ("", "value"),
+    ("", "p50_ms"),
+    ("", "documents_per_s"),
+)
+"""Which figure of a row its bar is about, by a word of its name; the first that the row has."""
 
 
 def _promise(row: Row, bar: object) -> str:
-    if isinstance(bar, int | float) and not isinstance(bar, bool):
-        return f"{number(bar)} ms" if "bar_ms" in row else number(bar)
-    return str(bar)
+    if not _is_figure(bar):
+        return str(bar)
+    return f"≤ {number(bar)} ms" if "p50_ms" in row else f"≥ {number(bar)}"
 
 
-def _measured(row: Row) -> str:
-    """Give the figure that a bar is about: the row's `value`, else its first other figure."""
-    if "value" in row:
-        return number(row["value"])
-    left_out = {"bar", "bar_ms", "documents", "threads", "queries", "calls", "k"}
-    figures = (value for key, value in row.items() if key not in left_out and _is_figure(value))
-    return number(next(figures, None)) if row else MISSING
+def _measured(row: Row, what: str) -> str:
+    """Give the figure that a bar is about."""
+    key = next((key for word, key in FIGURES if word in what and _is_figure(row.get(key))), "")
+    unit = " ms" if key.endswith("_ms") else " s" if key.endswith("restart_after_kill_s") else ""
+    return f"{number(row[key])}{unit}" if key else MISSING
 
 
 def _is_figure(value: object) -> bool:
