@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -122,23 +123,23 @@ def test_search_bars_take_the_fastest_setting_of_enough_recall() -> None:
 
 
 def test_a_benchmark_states_bars_of_its_own() -> None:
-    rows = [
-        {
-            "bench": "storage",
-            "metric": "writing",
-            "documents": 1000,
-            "documents_per_s": 9000.0,
-            "bar": 8000,
-            "ok": True,
-        },
-        {"cell": "health", "p50_ms": 1.0, "p99_ms": 30.0, "bar_ms": 20.0, "ok": False},
-        {"cell": "infer", "p50_ms": 1.0, "bar_ms": None, "ok": None},
+    storage = [
+        {"metric": "durable writes", "documents": 9, "write_documents_per_s": 9000, "bar": ">= 8,000", "ok": True},
+        {"metric": "restart", "documents": 9, "write_documents_per_s": 1, "restart_after_kill_s": 6.0}
+        | {"bar": "< 5 s", "ok": False},
     ]
-    found = [each for each in bars.all_bars(results(storage=rows)) if each.what.startswith("storage")]
+    overhead = [
+        {"cell": "health", "p50_ms": 1.0, "p99_ms": 30.0, "bar": 20.0, "ok": False},
+        {"cell": "16-callers", "per_s": 9, "ratio": 1.8, "bar": 1.7, "ok": True},
+        {"cell": "infer", "p50_ms": 1.0, "bar": None, "ok": None},
+    ]
+    found = list(bars.stated(results(storage=storage, overhead=overhead)))
 
     assert [(each.what, each.promised, each.measured, each.met) for each in found] == [
-        ("storage: writing", "8,000", "9,000", True),
-        ("storage: health", "20.0 ms", "1.00", False),
+        ("storage: durable writes", ">= 8,000", "9,000", True),
+        ("storage: restart", "< 5 s", "6.00 s", False),
+        ("overhead: health", "≤ 20.0 ms", "30.0 ms", False),
+        ("overhead: 16-callers", "≥ 1.70", "1.80", True),
     ]
 
 
@@ -233,6 +234,14 @@ def is_running(process: int) -> bool:
         # Ended, and nobody asks for its status.
         return bool(found.status() != psutil.STATUS_ZOMBIE)
     return False
+
+
+def test_a_missed_bar_is_no_failure_where_the_exit_status_tells_bars() -> None:
+    code = "print('{\"ok\": false}', flush=True); raise SystemExit(1)"
+    part = Part("overhead", (program(code),), 60, ("",), tells_bars=True)
+
+    assert report.measure(part, 60, quick=True).failure == ""
+    assert report.measure(replace(part, tells_bars=False), 60, quick=True).failure.startswith("exit status 1")
 
 
 def test_a_benchmark_that_is_not_there_is_named() -> None:
