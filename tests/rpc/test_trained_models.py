@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from google.protobuf import json_format
+from safetensors.numpy import load_file, save_file
 
 from small_model import WORDS, make_small_model
 from termwise.server.inference.fake import FakeEncoder
 from termwise.server.inference.loader import inspect_model, load_encoder
-from termwise.server.inference.networks import has_int8
 from termwise.server.metadata.store import MetadataStore
 from termwise.server.models.catalog import ModelCatalog
 from termwise.server.models.deployments import Deployments
@@ -267,7 +267,7 @@ async def test_a_deployment_remembers_what_it_was_asked(stub: Any, folder: Path)
         assert (got.cache_used_bytes > 0) == (deployment_id != "off")
 
 
-async def test_a_deployment_runs_in_the_precision_that_was_asked_for(start: Any, folder: Path, details_of: Any) -> None:
+async def test_a_deployment_runs_in_the_precision_that_was_asked_for(start: Any, folder: Path) -> None:
     def load(path: Path, config: Any, threads: int, precision: str) -> Any:
         return load_encoder(path, config, threads=threads, precision=precision or "auto")
 
@@ -278,16 +278,27 @@ async def test_a_deployment_runs_in_the_precision_that_was_asked_for(start: Any,
     assert exact.device == "cpu"
     left_open = await run(stub, deployment_id="open")
     assert left_open.requested_precision == pb.Deployment.PRECISION_UNSPECIFIED
-    if not has_int8():
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await run(stub, deployment_id="small", precision=pb.Deployment.PRECISION_INT8)
-        details = details_of(caught.value)
-        assert details["code"] is Code.FAILED_PRECONDITION
-        assert details["BadRequest"].field_violations[0].field == "precision"
-        assert "use AUTO or FLOAT32" in caught.value.details()
-        failed = (await stub.GetDeployment(pb.GetDeploymentRequest(deployment_id="small"))).deployment
-        assert (failed.state, failed.precision) == (pb.Deployment.STATE_FAILED, "")
-        assert failed.requested_precision == pb.Deployment.PRECISION_INT8
+
+
+async def test_a_precision_that_cannot_be_had_is_refused_by_name(start: Any, folder: Path, details_of: Any) -> None:
+    # A great constant that the bias takes off again: the same vectors, but bfloat16 loses what is beside it.
+    tensors = load_file(folder / "model.safetensors")
+    tensors["cls.predictions.transform.LayerNorm.bias"] += 300
+    tensors["cls.predictions.bias"] -= 300 * tensors["bert.embeddings.word_embeddings.weight"].sum(1)
+    save_file(tensors, folder / "model.safetensors")
+    stub = await start(lambda path, config, _, precision: load_encoder(path, config, precision=precision or "auto"))
+    await put(stub, folder)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await run(stub, precision=pb.Deployment.PRECISION_BFLOAT16)
+    details = details_of(caught.value)
+    assert details["code"] is Code.FAILED_PRECONDITION
+    assert details["BadRequest"].field_violations[0].field == "precision"
+    assert "use AUTO or FLOAT32" in str(caught.value.details())
+    failed = (await stub.GetDeployment(pb.GetDeploymentRequest(deployment_id="mine"))).deployment
+    assert (failed.state, failed.precision) == (pb.Deployment.STATE_FAILED, "")
+    assert failed.requested_precision == pb.Deployment.PRECISION_BFLOAT16
+    await stub.StopDeployment(pb.StopDeploymentRequest(deployment_id="mine"))
+    assert (await run(stub, precision=pb.Deployment.PRECISION_AUTO)).precision == "float32"
 
 
 @pytest.mark.parametrize(

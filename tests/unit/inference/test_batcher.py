@@ -189,7 +189,7 @@ async def test_small_call_does_not_wait_for_the_whole_of_a_large_one() -> None:
         await settle()
         gate.opened.set()
         await asyncio.gather(large, small)
-        assert ran(encoder).index("small") < 20
+        assert ran(encoder).index("small") < 40, "the batch that is prepared goes first, and one turn"
 
 
 async def test_cancelled_call_never_reaches_the_model() -> None:

@@ -86,6 +86,8 @@ def list_all(address: Address = DEFAULT_ADDRESS, style: FormatOption = Format.TA
         ("THREADS", lambda each: str(each.threads_per_allocation)),
         ("QUEUE", lambda each: f"{each.queue_capacity:,}"),
         ("PRECISION", lambda each: each.precision),
+        ("DEVICE", lambda each: each.device),
+        ("CACHE HITS", lambda each: f"{each.cache_hit_count:,} of {each.cache_hit_count + each.cache_miss_count:,}"),
         ("ERROR", lambda each: each.error),
     )
     print_list(deployments, columns, style)

@@ -7,20 +7,17 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import TracebackType
 
 
 class Turns:
     """Turns that threads take and give back, under a lock that they share with others."""
 
-    def __init__(self, lock: threading.Lock, number: int, on_free: Callable[[], None]) -> None:
-        """Begin with all of them free; `on_free` is called, under the lock, when one is and nobody waits for it."""
+    def __init__(self, lock: threading.Lock, number: int) -> None:
+        """Begin with all of them free."""
         self.free = number
         self._lock = lock
         self._given_back = threading.Condition(lock)
-        self._waiting = 0
-        self._on_free = on_free
 
     def make(self) -> Turn:
         """Give a turn, which is taken at once where one is free. Under the lock."""
@@ -31,22 +28,15 @@ class Turns:
     def take(self) -> None:
         """Wait for a free turn."""
         with self._lock:
-            self._waiting += 1
-            try:
-                while not self.free:
-                    self._given_back.wait()
-                self.free -= 1
-            finally:
-                self._waiting -= 1
+            while not self.free:
+                self._given_back.wait()
+            self.free -= 1
 
     def give_back(self) -> None:
         """Let the next have it."""
         with self._lock:
             self.free += 1
-            if self._waiting:
-                self._given_back.notify()
-            else:
-                self._on_free()
+            self._given_back.notify()
 
 
 class Turn:
