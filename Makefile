@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-slow lint format proto proto-check proto-baseline eval lock clean \
-	bench bench-report bench-encode bench-search bench-storage bench-ingest bench-overhead
+	bench bench-report bench-encode bench-drift bench-search bench-storage bench-ingest bench-overhead
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -98,6 +98,9 @@ bench-report: .venv/.bench ## Those pages again, from the figures that are kept
 
 bench-encode: .venv/.bench ## Encoder beside sentence-transformers, ONNX Runtime and OpenVINO
 	@$(BENCH)/bench_encode.py $(ARGS)
+
+bench-drift: .venv/.bench ## What faster arithmetic costs in quality: ARGS="path/to/collection ..."
+	@$(BENCH)/bench_drift.py $(ARGS)
 
 bench-search: .venv/.bench ## Sparse search over 100,000 passages beside scipy, Lucene, Seismic, BMP, ...
 	@$(BENCH)/bench_search.py $(ARGS)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PREFIX: Final = "TERMWISE_"
 CONFIG: Final = f"{PREFIX}CONFIG"
 """Environment variable that names the configuration file; its flag is `--config`."""
+KERNEL: Final = f"{PREFIX}KERNEL"
+"""Environment variable for who suspects the encoder's kernel: "off", or the highest level of instructions to use."""
 
 _MIB: Final = 1024 * 1024
 
@@ -154,7 +156,7 @@ def _sentence(problem: Any) -> str:
 
 def unknown_variables() -> list[str]:
     """Name the variables of the environment that look like settings and are none, each as a sentence."""
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {CONFIG, f"{PREFIX}ADDRESS"}
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | {CONFIG, KERNEL, f"{PREFIX}ADDRESS"}
     return [
         f"{name} is no setting{_nearest(name.removeprefix(PREFIX).lower())}"
         for name in sorted(os.environ)
@@ -212,6 +214,9 @@ def reference() -> str:
         "Each setting has a flag of `termwise serve` (and of `python -m termwise.server`), an environment variable,",
         "and a key in the configuration file, a TOML file that `--config` or `TERMWISE_CONFIG` names. The flag wins",
         "over the environment, and the environment over the file.",
+        "",
+        f"`{KERNEL}` is no setting but a switch: `off` makes torch do the work of the encoder's kernel, and `avx2`,",
+        "`avx512` or `avx512bf16` makes the kernel use those instructions and no better ones.",
         "",
         "`python -m termwise.server.settings` writes this page.",
         "",

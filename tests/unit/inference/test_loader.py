@@ -16,7 +16,7 @@ from termwise.server.inference.architectures import ACTIVATIONS
 from termwise.server.inference.base import ExpansionConfig, Side
 from termwise.server.inference.hardware import has_bfloat16
 from termwise.server.inference.loader import inspect_model, load_encoder
-from termwise.server.inference.native.library import SWITCH
+from termwise.server.settings import KERNEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,7 +214,7 @@ def test_unknown_precision_is_refused(folder: Path) -> None:
 
 def test_verdict_is_kept_and_believed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # One network a precision, so that there is no next one to try.
-    monkeypatch.setenv(SWITCH, "off")
+    monkeypatch.setenv(KERNEL, "off")
     cache = tmp_path / "cache"
     load_encoder(folder, CONFIG, precision="float32", cache=cache)
     verdicts = list((cache / "parity").iterdir())

@@ -15,8 +15,9 @@ from termwise.server.inference.base import Encoder, ExpansionConfig, Side
 from termwise.server.inference.hardware import set_compute_threads
 from termwise.server.inference.loader import _read_tensors, load_encoder
 from termwise.server.inference.native.layout import Kind, Matrix, RowsStructure, aligned, to_bfloat16
-from termwise.server.inference.native.library import SWITCH, Level, best_level, levels
+from termwise.server.inference.native.library import Level, best_level, levels
 from termwise.server.inference.networks import TorchNetwork, make_networks
+from termwise.server.settings import KERNEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,11 +158,11 @@ def test_every_architecture_computes_as_torch_does(
 ) -> None:
     if Kind[precision.upper()] not in level.kinds:
         pytest.skip(f"{level.name} has no {precision}")
-    monkeypatch.setenv(SWITCH, level.name)
+    monkeypatch.setenv(KERNEL, level.name)
     folder = open_folder(make_model(architecture, initializer_range=0.1, **changes))
     tensors = _read_tensors(folder)
     network = next(make_networks(folder, tensors, precision))
-    assert network.kernel == level.name
+    assert network.kernel.startswith(level.name)
     random = np.random.default_rng(3)
     lengths = [1, 1, 2, 7, 8, 9, 16, 17, 47, 48, 49, 90, folder.dimensions.longest]
     texts = [random.integers(0, folder.dimensions.vocabulary, length).tolist() for length in sorted(lengths)]
@@ -190,7 +191,7 @@ def test_without_the_kernel_torch_computes(model_folder: Path, monkeypatch: pyte
         return [dict(zip(each.tokens, each.weights.tolist(), strict=True)) for each in expansions]
 
     with_best = load_encoder(model_folder, ExpansionConfig(), precision="float32")
-    monkeypatch.setenv(SWITCH, "off")
+    monkeypatch.setenv(KERNEL, "off")
     assert best_level() is None
     plain: Any = load_encoder(model_folder, ExpansionConfig(), precision="float32")
     assert plain.kernel == "torch"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from termwise.server.inference.artefacts import ModelFolder
+    from termwise.server.inference.native.library import Level
 
 # Up to this width the layers stay in float32, whatever the precision: the head is nearly all of the work, so bfloat16
 # layers gain little, and they make two thirds of the drift (measured with 128: weights off by .0078 against .0027).
@@ -84,7 +85,12 @@ def make_networks(folder: ModelFolder, tensors: Mapping[str, Tensor], precision:
     kind = _KINDS[precision]
     level = best_level()
     if level is not None and kind in level.kinds:
-        yield _make_native(folder, tensors, kind)
+        narrow = folder.dimensions.hidden <= _NARROW
+        yield _make_native(level, folder, tensors, (Kind.FLOAT32 if narrow else kind, kind))
+        if kind is Kind.INT8 and not narrow:
+            # Some models have numbers of very different size in one row. The head alone in int8 is worth having too.
+            layers = Kind.BFLOAT16 if Kind.BFLOAT16 in level.kinds else Kind.FLOAT32
+            yield _make_native(level, folder, tensors, (layers, kind))
     if precision in _DTYPES:
         yield TorchNetwork(folder, tensors, precision)
 
@@ -95,9 +101,7 @@ def has_int8() -> bool:
     return level is not None and Kind.INT8 in level.kinds
 
 
-def _make_native(folder: ModelFolder, tensors: Mapping[str, Tensor], kind: Kind) -> Network:
-    level = best_level()
-    assert level is not None  # noqa: S101 - the caller has asked
+def _make_native(level: Level, folder: ModelFolder, tensors: Mapping[str, Tensor], kinds: tuple[Kind, Kind]) -> Network:
     dimensions = folder.dimensions
     distances = None
     if dimensions.relative_buckets:
@@ -105,14 +109,13 @@ def _make_native(folder: ModelFolder, tensors: Mapping[str, Tensor], kind: Kind)
         bias = relative_bias(table, dimensions.longest)
         # It depends on the distance alone: the last token's row backwards, then the first token's row.
         distances = torch.cat([bias[:, -1, :-1], bias[:, 0, :]], dim=1).numpy()
-    body = Kind.FLOAT32 if dimensions.hidden <= _NARROW else kind
     return NativeNetwork(
         level,
         lambda name: tensors[name].numpy(),
         folder.architecture,
         dimensions,
         folder.bias,
-        (body, kind),
+        kinds,
         distances=distances,
         # The one home of a worker's threads: see `hardware.set_compute_threads`.
         threads=torch.get_num_threads,

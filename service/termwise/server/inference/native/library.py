@@ -16,13 +16,12 @@ from termwise.server.inference.native.layout import (
     ModelStructure,
     RowsStructure,
 )
+from termwise.server.settings import KERNEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LIBRARY = Path(__file__).with_name("libtermwise_kernel.so")
-# For tests, and for a person who suspects the kernel: "off", or the name of a lower level of instructions.
-SWITCH = "TERMWISE_KERNEL"
 
 
 def _function(result: Any, *arguments: Any) -> Any:
@@ -98,7 +97,7 @@ def library_digest() -> str:
 
 def best_level() -> Level | None:
     """Give the level to compute with; None where torch must do the work."""
-    switch = os.environ.get(SWITCH, "")
+    switch = os.environ.get(KERNEL, "")
     for level in levels() if switch != "off" else ():
         if switch in {"", level.name}:
             return level

@@ -70,7 +70,7 @@ class NativeNetwork:
 
         """
         body, head = kinds
-        self.kernel = level.name
+        self.kernel = f"{level.name}, layers in {body.name.lower()}"
         self._level, self._tensor, self._kind = level, tensor, body
         self._threads = threads
         self._kept: list[object] = []
