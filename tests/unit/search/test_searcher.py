@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,11 +26,11 @@ from termwise.server.inference.base import Side
 from termwise.server.inference.fake import FakeEncoder, FakeExpander, word_weight
 from termwise.server.search import query as q
 from termwise.server.search.searcher import Searcher
-from termwise.storage.types import Document, FieldKind, sparse_vector
+from termwise.storage.errors import StorageError
+from termwise.storage.types import Document, FieldKind, Lexical, sparse_vector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import ThreadPoolExecutor
 
 CONTEXT = RequestContext("test")
 TEXTS = ["salmon farm by the sea", "fish pond", "farm house", "red car"]
@@ -155,7 +156,7 @@ async def test_hybrid_short_form_searches_every_text_and_sparse_field(
     )
     shelf.add("docs", [document("1", text="farm"), document("2", expansion={"farm": 1.0})], mapping)
     searcher = Searcher(shelf, expander, pool)
-    for retriever in (q.Linear(q.ShortForm("farm")), q.Rrf(q.ShortForm("farm"))):
+    for retriever in (q.Linear(q.ShortForm("farm")), q.Rrf(q.ShortForm("farm", BOTH))):
         result = await searcher.search(CONTEXT, q.SearchRequest("docs", retriever))
         assert [hit.id for hit in result.hits] == ["1", "2"]
         assert result.hits[0].score == result.hits[1].score
@@ -357,7 +358,10 @@ async def test_a_full_queue_fails_the_search(shelf: Any, pool: ThreadPoolExecuto
 
 
 class Gate:
-    """An index whose readers hold each ranking until the gate opens, and count those that run."""
+    """An index whose readers hold each ranking until the gate opens, and count those that run.
+
+    Leaves of the class `broken` cannot be ranked.
+    """
 
     def __init__(self, index: Any) -> None:
         self.index = index
@@ -365,20 +369,23 @@ class Gate:
         self.entered = threading.Semaphore(0)
         self.ranked = 0
         self.fetched = 0
+        self.broken: type = type(None)
 
     def reader(self) -> Any:
         gate, reader = self, self.index.reader()
 
         class Reader:
-            def rank(self, *arguments: Any, **options: Any) -> Any:
+            def rank(self, leaf: Any, *arguments: Any, **options: Any) -> Any:
                 gate.entered.release()
                 assert gate.open.wait(30)
+                if isinstance(leaf, gate.broken):
+                    raise StorageError("The index is broken.")
                 gate.ranked += 1
-                return reader.rank(*arguments, **options)
+                return reader.rank(leaf, *arguments, **options)
 
-            def fetch(self, *arguments: Any) -> Any:
+            def fetch(self, *arguments: Any, **options: Any) -> Any:
                 gate.fetched += 1
-                return reader.fetch(*arguments)
+                return reader.fetch(*arguments, **options)
 
             def __getattr__(self, name: str) -> Any:
                 return getattr(reader, name)
@@ -401,6 +408,62 @@ async def test_the_lists_of_a_search_are_read_side_by_side(shelf: Any, searcher:
         assert await asyncio.to_thread(gate.entered.acquire, timeout=30)
     gate.open.set()
     assert sorted(hit.id for hit in (await running).hits) == ["0", "1", "2"]
+
+
+BOTH = (("text", 1.0), ("expansion", 1.0))
+HYBRIDS: list[q.Query | q.Retriever] = [
+    q.Boolean(should=(q.Match("text", "farm"), q.TextExpansion("expansion", "farm", boost=0.5))),
+    q.Boolean(must=(q.Match("text", "farm"),), should=(q.TextExpansion("expansion", "pond"), q.Term("lang", "en"))),
+    q.Rrf(q.ShortForm("farm", BOTH)),
+    q.Linear(q.ShortForm("farm pond", (("text", 1.0), ("expansion", 2.0)))),
+    q.Linear(q.ShortForm("farm", BOTH), normalizer=q.Normalizer.MINMAX),
+]
+
+
+@pytest.mark.parametrize("hybrid", HYBRIDS)
+async def test_hybrid_searches_answer_alike_however_many_threads_there_are(
+    shelf: Any, expander: FakeExpander, searcher: Searcher, hybrid: Any
+) -> None:
+    asked = ask(hybrid) if isinstance(hybrid, q.Boolean) else q.SearchRequest("docs", hybrid)
+    expected = await searcher.search(CONTEXT, asked)
+    assert expected.hits
+    for threads in (1, 3):
+        with ThreadPoolExecutor(threads) as pool:
+            alone = Searcher(shelf, expander, pool)
+            found = await asyncio.gather(*(alone.search(CONTEXT, asked) for _ in range(8)))
+        for each in found:
+            assert [(hit.id, hit.score) for hit in each.hits] == [(hit.id, hit.score) for hit in expected.hits]
+            assert (each.total, each.exact, each.max_score) == (expected.total, expected.exact, expected.max_score)
+
+
+@pytest.mark.parametrize("hybrid", HYBRIDS)
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_an_error_in_one_list_fails_the_hybrid(
+    shelf: Any, expander: FakeExpander, searcher: Searcher, hybrid: Any, threads: int
+) -> None:
+    assert searcher is not None
+    gate = gated(shelf)
+    gate.open.set()
+    gate.broken = Lexical
+    asked = ask(hybrid) if isinstance(hybrid, q.Boolean) else q.SearchRequest("docs", hybrid)
+    with ThreadPoolExecutor(threads) as pool, pytest.raises(StorageError, match="broken"):
+        await Searcher(shelf, expander, pool).search(CONTEXT, asked)
+    assert gate.fetched == 0
+
+
+async def test_a_deadline_that_passes_while_lists_are_read_ends_a_hybrid(shelf: Any, searcher: Searcher) -> None:
+    gate = gated(shelf)
+    soon = RequestContext("test", deadline=time.monotonic() + 0.2)
+    running = asyncio.create_task(searcher.search(soon, q.SearchRequest("docs", q.Rrf(q.ShortForm("farm", BOTH)))))
+    for _ in range(2):
+        assert await asyncio.to_thread(gate.entered.acquire, timeout=30)
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.2, passed.set)
+    await passed.wait()
+    gate.open.set()
+    with pytest.raises(DeadlineExceededError):
+        await running
+    assert gate.fetched == 0
 
 
 async def test_a_cancelled_search_goes_no_further(shelf: Any, searcher: Searcher, pool: ThreadPoolExecutor) -> None:

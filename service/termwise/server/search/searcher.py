@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from termwise.server.errors import (
     FailedPreconditionError,
@@ -22,7 +22,7 @@ from termwise.server.search.view import Stop, View
 from termwise.storage.types import SparseVector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from concurrent.futures import Executor
 
     from termwise.server.context import RequestContext
@@ -106,8 +106,9 @@ class _Expanded:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One search between the event loop and the pool. Its methods block; they run in the pool, one after the other."""
+    """One search, from plan to hits: `run` blocks, and runs in the pool."""
 
+    pool: Executor
     request: SearchRequest
     opened: OpenIndex
     resolved: Resolved
@@ -122,7 +123,12 @@ class _Job:
         """How many hits to find; one at least, for `max_score`."""
         return max(1, self.request.offset + self.request.size)
 
-    def plan(self) -> list[Callable[[], object]]:
+    def run(self) -> tuple[Ranked, int, bool, tuple[Hit, ...], float]:
+        """Give the best documents, how many there are, whether that is exact, the hits, and seconds of fetching."""
+        side_by_side(self.pool, self._plan())
+        return self._find()
+
+    def _plan(self) -> list[Callable[[], object]]:
         """Plan the search, and give what may run side by side first."""
         self.stop.check()
         view = View(self.opened.index.reader(), self.stop)
@@ -131,8 +137,7 @@ class _Job:
         self.source = floored(self.planner.plan(self.resolved.target), self.request.min_score)
         return self.source.openers(self.depth)
 
-    def run(self) -> tuple[Ranked, int, bool, tuple[Hit, ...], float]:
-        """Give the best documents, how many there are, whether that is exact, the hits, and seconds of fetching."""
+    def _find(self) -> tuple[Ranked, int, bool, tuple[Hit, ...], float]:
         view = self.planner.view
         ranked = self.source.top(self.depth)
         total, counted = ranked.total, ranked.counted
@@ -157,9 +162,25 @@ class _Job:
             )
         return ranked, total, counted, hits, perf_counter() - fetching
 
-    def plan_and_run(self) -> tuple[Ranked, int, bool, tuple[Hit, ...], float] | list[Callable[[], object]]:
-        """Do all at once where nothing can run side by side, else give what can."""
-        return self.plan() or self.run()
+
+def side_by_side(pool: Executor, calls: Sequence[Callable[[], object]]) -> None:
+    """Run calls, in this thread and in those of the pool that are free; this thread may be one of the pool's.
+
+    What no other thread has begun is run here, so that searches never wait for each other's threads.
+    """
+    if not calls:
+        return
+    others = [(call, pool.submit(call)) for call in calls[1:]]
+    try:
+        calls[0]()
+        for call, running in others:
+            if running.cancel():
+                call()
+            else:
+                running.result()
+    finally:
+        for _, running in others:
+            running.cancel()
 
 
 class Searcher:
@@ -210,7 +231,7 @@ class Searcher:
             for node in resolved.expansions:
                 await self._check_model(node, expanded, opened)
         retrieving = perf_counter()
-        job = _Job(request, opened, resolved, expanded, Stop(context), sparse_fields)
+        job = _Job(self._pool, request, opened, resolved, expanded, Stop(context), sparse_fields)
         ranked, total, counted, hits, fetch = await self._run(job)
         ended = perf_counter()
         return SearchResult(
@@ -232,13 +253,8 @@ class Searcher:
 
     async def _run(self, job: _Job) -> tuple[Ranked, int, bool, tuple[Hit, ...], float]:
         """Run a job in the pool; a caller that goes stops it at its next stage."""
-        loop = asyncio.get_running_loop()
         try:
-            first = await loop.run_in_executor(self._pool, job.plan_and_run)
-            if isinstance(first, tuple):
-                return first
-            await asyncio.gather(*(loop.run_in_executor(self._pool, call) for call in first))
-            return await loop.run_in_executor(self._pool, job.run)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, job.run)
         except BaseException:
             job.stop.leave()
             raise
@@ -249,15 +265,8 @@ class Searcher:
         for node in resolved.expansions:
             key = _key(node)
             texts.setdefault(key.deployment_id, {})[key.text] = None
-        calls = [
-            asyncio.ensure_future(self._expand_texts(context, resolved, deployment, list(each)))
-            for deployment, each in texts.items()
-        ]
-        try:
-            answers: list[Expansions] = await asyncio.gather(*calls)
-        finally:
-            for call in calls:
-                call.cancel()
+        calls = [self._expand_texts(context, resolved, deployment, list(each)) for deployment, each in texts.items()]
+        answers = [await calls[0]] if len(calls) == 1 else await _gathered(calls)
         return {
             TextKey(deployment, text): _Expanded(
                 _vector(expansion), expansion.truncated, answer.model_id, answer.fingerprint
@@ -308,6 +317,16 @@ class Searcher:
                 reason="MODEL_MISMATCH",
                 metadata={"field": node.field, "deployment": key.deployment_id, "model": expected},
             )
+
+
+async def _gathered(calls: Sequence[Coroutine[Any, Any, Expansions]]) -> list[Expansions]:
+    """Await calls side by side; where one fails, the others end."""
+    running = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*running)
+    finally:
+        for each in running:
+            each.cancel()
 
 
 def _key(node: Tokens) -> TextKey:
