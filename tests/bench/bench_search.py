@@ -70,8 +70,10 @@ QUICK = ["termwise", "scipy", "lucene"]
 LARGE = 300_000
 DEPTHS = (10, 100)
 ROUNDS = 3
-RUN = 8
+RUN = 25
 """Queries that an engine answers before another has its turn."""
+SETTLING = 8
+"""Queries that it answers untimed before those; one where it answers no more than a run in all."""
 SECONDS_A_LANE = 5.0
 
 
@@ -81,6 +83,10 @@ def main() -> None:
     if options.build:
         return build_here(options)
     collection = vectors.load(options.documents, real=not options.synthetic)
+    if options.prepare:
+        for name in options.engines:
+            prepare(name, options, collection, options.folder or vectors.CACHE / "peers")
+        return None
     with tempfile.TemporaryDirectory() as scratch:
         rows, missing = run(options, collection, options.folder or Path(scratch))
     rows += bars(rows)
@@ -109,6 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
     parser.add_argument("--synthetic", action="store_true", help="do not look for the real collection")
     parser.add_argument("--folder", type=Path, help="keep indices of ours there, and use those that are there")
+    parser.add_argument("--prepare", action="store_true", help="build the indices that are kept, and measure nothing")
     parser.add_argument("--build", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.queries = options.queries or (50 if options.quick else 200)
@@ -172,8 +179,8 @@ def race(lanes: list[Lane], truth: Truth, k: int, wrong: list[str]) -> list[dict
         for place in order:
             lane, numbers = lanes[place], range(start, min(start + RUN, limits[place]))
             search, answers = lane.search, []
-            for number in numbers[:1]:
-                search(lane.prepared[number])
+            for number in range(start - (SETTLING if limits[place] > RUN else 1), start) if numbers else ():
+                search(lane.prepared[number])  # a number below 0 is one of the last queries
             for number in numbers:
                 query = lane.prepared[number]
                 began = clock()
