@@ -13,10 +13,10 @@ With `--format json` an object a line, of four kinds:
 
 Each engine runs at its documented best, with one thread; the docstrings of `peers/` say how. Indices are built in
 processes of their own, and those of others kept in the cache. Queries are prepared and answers read outside the timed
-part. All engines are warmed up; then they take turns, garbage collection off: each answers eight queries, in a random
-order of engines, before the next eight are due. The first of its eight is run once more, untimed, beforehand, so that
-no engine finds the processor's caches as another left them. A slow engine answers only the first queries. Memory is
-the engine's own figure or the growth of this process while it was opened and answered each query once.
+part. All engines are warmed up; then they take turns, garbage collection off: each answers 25 queries, in a random
+order of engines, before the next 25 are due. Beforehand it answers some others untimed, so that no engine finds the
+processor's caches as another left them. A slow engine answers only the first queries. Memory is the engine's own
+figure or the growth of this process while it was opened and answered each query once.
 
 Every answer of ours is compared with exact scores in float64; the benchmark exits with 1 where one differs, and, with
 `--check`, where a bar is missed: 100,000 documents, short queries, k = 10.
