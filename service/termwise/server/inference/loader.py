@@ -96,12 +96,12 @@ def load_encoder(
     from termwise.server.inference.parity import Judge  # noqa: PLC0415 - imports torch
     from termwise.server.inference.splade import SpladeEncoder  # noqa: PLC0415 - imports torch
 
-    make_networks, able = _choose_device(device)
+    make_networks, able, where = _choose_device(device)
     choices = [precision]
     if precision == "auto":
         choices = ["bfloat16", "float32"] if "bfloat16" in able else ["float32"]
     elif precision not in able:
-        raise _refused(f"this machine does not compute in {precision}", "PRECISION_UNSUPPORTED")
+        raise _refused(f"{where} does not compute in {precision}", "PRECISION_UNSUPPORTED")
     tensors = _read_tensors(opened)
     set_compute_threads(threads)
     judge = Judge(opened, fingerprints[Side.DOCUMENT], cache)
@@ -127,8 +127,8 @@ def load_encoder(
     )
 
 
-def _choose_device(device: str) -> tuple[Callable[..., Iterable[Network]], set[str]]:
-    """Give what makes networks on a device, and the precisions that they compute in there."""
+def _choose_device(device: str) -> tuple[Callable[..., Iterable[Network]], set[str], str]:
+    """Give what makes networks on a device, the precisions that they compute in there, and the device in words."""
     from termwise.server.inference import device as devices  # noqa: PLC0415 - imports torch
     from termwise.server.inference.hardware import has_bfloat16  # noqa: PLC0415
     from termwise.server.inference.networks import has_int8, make_networks  # noqa: PLC0415
@@ -138,12 +138,12 @@ def _choose_device(device: str) -> tuple[Callable[..., Iterable[Network]], set[s
         if device == "cuda":
             raise _no_device("device: There is no CUDA device that torch can use; set auto or cpu.")
         able = {"float32"} | ({"bfloat16"} if has_bfloat16() else set()) | ({"int8"} if has_int8() else set())
-        return make_networks, able
+        return make_networks, able, "this processor"
 
     def make(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> Iterator[Network]:
         yield devices.DeviceNetwork(folder, tensors, precision, cuda)
 
-    return make, {"float32"} | ({"bfloat16"} if devices.cuda_has_bfloat16() else set())
+    return make, {"float32"} | ({"bfloat16"} if devices.cuda_has_bfloat16() else set()), "this CUDA device"
 
 
 def _no_device(message: str) -> FailedPreconditionError:
