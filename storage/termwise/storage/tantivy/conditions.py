@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from tantivy import FieldType, Occur, Query
 
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from tantivy import Schema, Searcher
 
     from termwise.storage.tantivy.layout import FieldPlace, Layout
+
+_FEW_TERMS: Final = 256
+"""Up to here terms are looked up one by one: a set of them walks through the dictionary of each segment (measured with
+16 segments: 10 terms take 30 µs so, 300 as a set; 256 take 1.5 ms and 2.6)."""
 
 
 class Conditions:
@@ -96,7 +100,11 @@ class Conditions:
             return Query.empty_query()
         if len(distinct) == 1:
             return Query.const_score_query(self.term(field, distinct[0]), 0.0)
-        return Query.const_score_query(Query.term_set_query(self._schema, field, distinct), 0.0)
+        if len(distinct) <= _FEW_TERMS:
+            any_of = Query.boolean_query([(Occur.Should, self.term(field, value)) for value in distinct])
+        else:
+            any_of = Query.term_set_query(self._schema, field, distinct)
+        return Query.const_score_query(any_of, 0.0)
 
     def _all(self, conditions: tuple[Condition, ...]) -> Query:
         if not conditions:
