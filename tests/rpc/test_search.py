@@ -272,6 +272,19 @@ async def test_a_narrow_window_says_how_far_off_it_may_be(search: Ask) -> None:
     assert (answer.total.value, answer.total.relation) == (2, search_pb2.TotalHits.RELATION_EQUAL)
 
 
+async def test_hits_are_counted_as_far_as_asked(search: Ask) -> None:
+    farm = {"match": {"field": "text", "text": "farm pond"}}
+    at_least, equal = search_pb2.TotalHits.RELATION_AT_LEAST, search_pb2.TotalHits.RELATION_EQUAL
+    for limit, relation in ((None, equal), (1, at_least), (3, None), (4, equal)):
+        asked = {} if limit is None else {"track_total_hits": limit}
+        answer = await search(query=farm, size=1, **asked)
+        assert ids(answer) == ["2"]
+        assert answer.total.value == 3 if answer.total.relation == equal else limit <= answer.total.value <= 3
+        assert relation is None or answer.total.relation == relation
+    counted = await search(query=farm, size=0, track_total_hits=10)
+    assert (counted.total.value, counted.total.relation, len(counted.hits)) == (3, equal, 0)
+
+
 async def test_errors_reach_the_caller(channel: grpc.aio.Channel, details_of: Any) -> None:
     stub: Any = search_pb2_grpc.SearchStub(channel)
     for body, code, field in (
@@ -304,6 +317,8 @@ def nested(levels: int) -> dict[str, Any]:
 
 def sparse(tokens: list[str], weights: list[Any]) -> dict[str, Any]:
     return {"query": {"sparse_vector": {"field": "f", "vector": {"tokens": tokens, "weights": weights}}}}
+
+    (("track_total_hits", {"track_total_hits": -1}),)
 
 
 def expansion(**body: Any) -> dict[str, Any]:
