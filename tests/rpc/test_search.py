@@ -334,6 +334,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("size", {"size": -1}),
     ("size", {"size": 10**6}),
     ("offset", {"offset": -1}),
+    ("track_total_hits", {"track_total_hits": -1}),
     ("offset", {"offset": 9_995, "size": 6}),
     ("min_score", {"min_score": "NaN"}),
     ("source_format", {"source_format": 9}),
