@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -575,3 +576,36 @@ async def test_an_allocation_runs_one_batch_at_a_time() -> None:
         await words(batcher, *[f"text{number}" for number in range(300)])
     assert most <= 2
     assert len(encoder.batches) == 300
+
+
+@pytest.mark.parametrize("allocations", [1, 3])
+async def test_callers_that_come_and_leave_at_random_get_their_own_answers(allocations: int) -> None:
+    chance = random.Random(allocations)
+    encoder = PickyEncoder()
+    async with running(
+        encoder, capacity=20, allocations=allocations, batch_tokens=40, cache_size_bytes=8_000
+    ) as batcher:
+
+        async def caller() -> None:
+            for _ in range(40):
+                texts = [f"text{chance.randrange(60)}" for _ in range(chance.randint(1, 12))]
+                texts += ["broken"] * (chance.random() < 0.02)
+                deadline = time.monotonic() + chance.choice([0.0005, 60, 60])
+                call = asyncio.create_task(words(batcher, *texts, wait=chance.random() < 0.5, deadline=deadline))
+                for _ in range(chance.randrange(4)):
+                    await asyncio.sleep(0)
+                if chance.random() < 0.3:
+                    call.cancel()
+                (answer,) = await asyncio.gather(call, return_exceptions=True)
+                if isinstance(answer, list):
+                    assert answer == [{text} for text in texts]
+                else:
+                    assert isinstance(
+                        answer, asyncio.CancelledError | DeadlineExceededError | ResourceExhaustedError | RuntimeError
+                    )
+
+        await asyncio.wait_for(asyncio.gather(*(caller() for _ in range(30))), 60)
+        assert batcher.pending == 0
+        assert batcher.allocation_count == allocations
+        # Whatever happened, it still answers.
+        assert await words(batcher, "salmon") == [{"salmon"}]
