@@ -6,14 +6,12 @@ does by default. Requests are made beforehand.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
+import serving
 
 from peers.base import Answer, Built, Lane, Truth, size_of
 from termwise.v1 import document_pb2, indices_pb2, indices_pb2_grpc, search_pb2, search_pb2_grpc, sparse_vector_pb2
@@ -25,29 +23,6 @@ if TYPE_CHECKING:
     from vectors import Collection, Query
 
 INDEX = "bench"
-OPTIONS = [("grpc.max_receive_message_length", 1 << 25), ("grpc.max_send_message_length", 1 << 25)]
-
-
-@contextmanager
-def server(folder: Path) -> Iterator[grpc.Channel]:
-    """Run a server on a free loopback port for as long as the block lasts."""
-    port_file = folder / "port"
-    port_file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "termwise.server", "--data", str(folder / "data"), "--host", "127.0.0.1"]
-    command += ["--port", "0", "--port-file", str(port_file)]
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            while not port_file.exists() or not port_file.read_text().strip():
-                if process.poll() is not None:
-                    raise RuntimeError((folder / "log").read_text())
-                time.sleep(0.05)
-            with grpc.insecure_channel(f"127.0.0.1:{port_file.read_text().strip()}", OPTIONS) as channel:
-                grpc.channel_ready_future(channel).result(timeout=60)
-                yield channel
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
 
 
 class TermwiseGrpc:
@@ -57,7 +32,7 @@ class TermwiseGrpc:
 
     def build(self, collection: Collection, folder: Path) -> Built:
         """Index every document by one stream; seconds are those of the whole stream."""
-        with server(folder) as channel:
+        with serving.server(folder) as (address, _), grpc.insecure_channel(address, serving.OPTIONS) as channel:
             stub = indices_pb2_grpc.IndicesStub(channel)
             field = indices_pb2.FieldMapping(sparse_vector=indices_pb2.SparseVectorField())
             stub.CreateIndex(indices_pb2.CreateIndexRequest(index=INDEX, mapping={"properties": {"vector": field}}))
@@ -71,8 +46,8 @@ class TermwiseGrpc:
     def open(self, collection: Collection, folder: Path) -> None:
         """Start the server on the data."""
         self._words = collection.vocabulary
-        self._server = server(folder)
-        self._channel = self._server.__enter__()
+        self._server = serving.server(folder)
+        self._channel = grpc.insecure_channel(self._server.__enter__()[0], serving.OPTIONS)
 
     def lanes(self, queries: Sequence[Query], k: int, truth: Truth) -> list[Lane]:
         """Give one lane."""
@@ -91,6 +66,7 @@ class TermwiseGrpc:
 
     def close(self) -> None:
         """Stop the server."""
+        self._channel.close()
         self._server.__exit__(None, None, None)
 
     def _requests(self, collection: Collection) -> Iterator[indices_pb2.BulkIndexRequest]:
