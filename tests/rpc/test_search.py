@@ -318,8 +318,6 @@ def nested(levels: int) -> dict[str, Any]:
 def sparse(tokens: list[str], weights: list[Any]) -> dict[str, Any]:
     return {"query": {"sparse_vector": {"field": "f", "vector": {"tokens": tokens, "weights": weights}}}}
 
-    (("track_total_hits", {"track_total_hits": -1}),)
-
 
 def expansion(**body: Any) -> dict[str, Any]:
     return {"query": {"text_expansion": {"field": "f", "text": "a", **body}}}
