@@ -72,7 +72,8 @@ def drift(rows: list[Row]) -> Iterator[Bar]:
     for precision in losses:
         worst = max((row["loss"] for row in rows if row.get("precision") == precision and "loss" in row), default=None)
         what = f"worst loss of NDCG@10 over collections, {precision}"
-        yield Bar(what, f"≤ {LOSS}", number(worst), worst <= LOSS if worst is not None else None)
+        shown = MISSING if worst is None else f"{worst + 0.0:.4f}"
+        yield Bar(what, f"≤ {LOSS}", shown, worst <= LOSS if worst is not None else None)
 
 
 def search(rows: list[Row]) -> Iterator[Bar]:

@@ -36,7 +36,14 @@ def plain_table(rows: Sequence[dict[str, Any]], *, without: Iterable[str] = ()) 
     left_out = {"bench", *without}
     keys = list(dict.fromkeys(key for row in rows for key in row if key not in left_out))
     keys = [key for key in keys if any(row.get(key) is not None for row in rows)]
-    return table([key.replace("_", " ") for key in keys], [[number(row.get(key)) for key in keys] for row in rows])
+    return table([key.replace("_", " ") for key in keys], [[_cell(key, row.get(key)) for key in keys] for row in rows])
+
+
+def _cell(key: str, value: Any) -> str:
+    """Give a figure; shares and cosines, whose differences are small, with four decimals."""
+    if isinstance(value, float) and key.startswith(("ndcg", "loss", "worst_cosine")):
+        return f"{value + 0.0:.4f}"
+    return number(value)
 
 
 def size(documents: int) -> str:
