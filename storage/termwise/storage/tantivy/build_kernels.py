@@ -101,7 +101,8 @@ def _quantise(
     for token in range(len(rows)):
         factor = 255.0 / np.float64(maxima[token])
         for at in range(starts[token], starts[token + 1]):
-            rows[token, docs[at]] = max(1, min(255, np.int64(np.ceil(factor * weights[at]))))
+            level: Any = np.int64(np.ceil(factor * weights[at]))
+            rows[token, docs[at]] = max(1, min(255, level))
 
 
 def _read(kind: str) -> str:

@@ -7,6 +7,9 @@ cache folder; where none can be written, it is compiled anew by each process.
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numba
@@ -19,8 +22,28 @@ if TYPE_CHECKING:
 _OPTIONS: Final = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 
+_SOURCES: Final = ("bounds.py", "candidates.py", "compiling.py", "heaps.py", "postings.py")
+"""Modules whose functions are compiled into others' kernels."""
+
+
+def _stamp() -> str:
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        with suppress(OSError):  # a distribution without sources changes as a whole
+            digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+_STAMP: Final = _stamp()
+
+
 def compile_kernel(signature: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function that Python calls, for one signature, now."""
+    """Compile a function that Python calls, for one signature, now.
+
+    numba looks at the age of the function's own file alone; its name, and so that of the file in the cache, tells what
+    else was compiled into it.
+    """
+    function.__qualname__ = f"{function.__qualname__}.{_STAMP}"
     try:
         compiled: Callable[..., Any] = numba.njit(signature, cache=True, **_OPTIONS)(function)
     except (OSError, RuntimeError):  # no folder for the cache can be written, or the disk is full
@@ -46,4 +69,5 @@ def pointer(_context: Any, address: Any, kind: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(kind.dtype)(address, kind), generate
+    kinds: Any = types
+    return kinds.CPointer(kind.dtype)(address, kind), generate

@@ -11,7 +11,7 @@ from termwise.storage.tantivy.compiling import inner
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LARGEST: Final = np.float32(np.finfo(np.float32).max)
+LARGEST: Final = np.float32(np.finfo(np.float32).max)
 
 
 def _offer(heap: NDArray[Any], size: int, value: Any) -> int:
@@ -41,7 +41,7 @@ def _sink_plain(heap: NDArray[Any], size: int, value: Any) -> None:
 
 
 def _key(score: Any, number: int, bits: NDArray[np.float32]) -> Any:
-    bits[0] = min(score, _LARGEST)
+    bits[0] = min(score, LARGEST)
     return (np.uint64(bits.view(np.uint32)[0]) << np.uint64(32)) | np.uint64(0xFFFFFFFF - number)
 
 

@@ -1,27 +1,17 @@
-"""Joins tiles, and seals them: what is slow to make and fast to search is made once, beside the writes."""
+"""Joins tiles, and seals them: a sealed tile is not joined any more, so what it holds is written to a file once."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from termwise.storage.tantivy.build_kernels import append, count_live, cut, quantise
-from termwise.storage.tantivy.tile import BLOCK, Tile, by_frequency, unsealed
+from termwise.storage.tantivy.build_kernels import append, count_live
+from termwise.storage.tantivy.tile import Tile, by_frequency, indexed, unsealed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_CUT: Final = 256
-"""Documents that must hold a token for it to get cuts: 36 bytes against at least 1,536 of postings."""
-
-_DENSE: Final = 8
-"""A row stands for a token that one document of so many holds: adding it up takes .15 µs a block (measured), as long as
-450 postings, and costs a byte a document."""
-
-_PADDING: Final = 64
-"""Rows are a multiple of this long, so that all of them begin where a cache line does if the first one does."""
 
 
 def join(tiles: Sequence[Tile]) -> Tile:
@@ -50,12 +40,4 @@ def join(tiles: Sequence[Tile]) -> Tile:
 def seal(tiles: Sequence[Tile]) -> Tile:
     """Make one sealed tile of neighbours, without their dead documents; at most 65,536 may be alive."""
     tile = tiles[0] if len(tiles) == 1 and tiles[0].live == len(tiles[0]) else join(tiles)
-    counts, size = np.diff(tile.starts), len(tile)
-    blocks = -(-size // BLOCK)
-    cuts = np.empty((int((counts >= _CUT).sum()) if blocks > 1 else 0, blocks + 1), np.uint32)
-    cut(tile.starts, tile.docs, BLOCK, cuts)
-    # No more than a byte a posting, however the tokens are spread.
-    dense = min(int((counts * _DENSE >= size).sum()), len(tile.docs) // max(size, 1))
-    rows = np.zeros((dense, -(-size // _PADDING) * _PADDING), np.uint8)
-    quantise(tile.starts, tile.docs, tile.weights, tile.maxima, rows)
-    return replace(tile, cuts=cuts, rows=rows, sealed=True)
+    return replace(tile, sealed=True, **indexed(tile.starts, tile.docs, tile.weights, tile.maxima, len(tile)))

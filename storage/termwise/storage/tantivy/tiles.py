@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from termwise.storage.tantivy.postings import BLOCK
 from termwise.storage.tantivy.rank_kernels import rank, score
 from termwise.storage.tantivy.sealing import join
-from termwise.storage.tantivy.tile import BLOCK, TILE, Batch, Tile, Vocabulary, make_tile
+from termwise.storage.tantivy.tile import TILE, Batch, Tile, Vocabulary, make_tile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +46,10 @@ class Permitted:
         return sum(mask.nbytes for mask in self.masks) + self.filled.nbytes
 
 
+NO_DOCUMENTS: Final = Batch(
+    np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.float32), ()
+)
+
 _EVERYONE: Final = Permitted((), np.empty(0, np.int32), np.empty(0, np.int64))
 
 
@@ -55,14 +60,14 @@ class SparseTiles:
     vocabulary: Vocabulary
     tiles: tuple[Tile, ...] = ()
 
-    def changed(self, removed: NDArray[np.int64], batch: Batch | None = None) -> SparseTiles:
+    def changed(self, removed: NDArray[np.int64], batch: Batch = NO_DOCUMENTS) -> SparseTiles:
         """Take documents out (ascending seq_nos; others do not matter) and append newer ones."""
         tiles = [tile.without(removed) for tile in self.tiles] if len(removed) else list(self.tiles)
         tiles = [tile for tile in tiles if tile.live]
         for place, tile in enumerate(tiles):
             if not tile.sealed and 2 * tile.live < len(tile):
                 tiles[place] = join([tile])
-        for first in range(0, len(batch) if batch else 0, TILE):
+        for first in range(0, len(batch), TILE):
             tiles.append(make_tile(batch.part(first, first + TILE), self.vocabulary))
             while len(tiles) > 1 and _belong(tiles[-2], tiles[-1]):
                 last = tiles.pop()
