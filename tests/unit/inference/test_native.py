@@ -16,11 +16,11 @@ from termwise.server.inference.hardware import set_compute_threads
 from termwise.server.inference.loader import _read_tensors, load_encoder
 from termwise.server.inference.native.layout import Kind, Matrix, RowsStructure, aligned, to_bfloat16
 from termwise.server.inference.native.library import Level, best_level, levels
-from termwise.server.inference.networks import TorchNetwork, make_networks
+from termwise.server.inference.networks import TorchNetwork, fastest_first, make_networks
 from termwise.server.settings import KERNEL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -218,3 +218,33 @@ def test_several_threads_compute_the_same_bits(make_model: Callable[..., Path], 
         for threads in (2, 3, 7):
             for left, right in zip(alone, pool.submit(compute, threads).result(), strict=True):
                 np.testing.assert_array_equal(left, right)
+
+
+class Timed:
+    """A network whose calls take as long as it says, by a clock of its own."""
+
+    def __init__(self, kernel: str, seconds: float, clock: list[float]) -> None:
+        self.kernel, self._seconds, self._clock = kernel, seconds, clock
+
+    def pool(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        self._clock[0] += self._seconds * len(texts[0])
+        return np.zeros((len(texts), 1), dtype=np.float32)
+
+
+def test_the_fastest_network_comes_first() -> None:
+    clock = [0.0]
+    networks = [Timed(name, seconds, clock) for name, seconds in (("slow", 2), ("fast", 1), ("slowest", 3))]
+    ranked = fastest_first(networks, 96, lambda: clock[0])
+    assert [network.kernel for network in ranked] == ["fast", "slow", "slowest"]
+
+
+@needs_kernel
+def test_with_tiles_for_bfloat16_networks_are_timed(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if Kind.BFLOAT16 not in levels()[0].kinds:
+        pytest.skip("this processor does not compute in bfloat16")
+    folder = open_folder(make_model())
+    monkeypatch.setattr("termwise.server.inference.networks.has_amx", lambda: True)
+    networks = list(make_networks(folder, _read_tensors(folder), "bfloat16"))
+    assert sorted(network.kernel for network in networks) == ["avx512bf16, layers in float32", "torch"]

@@ -53,6 +53,11 @@ def has_bfloat16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
+def has_amx() -> bool:
+    """Tell whether the processor has tiles for bfloat16, which oneDNN uses and the kernel does not."""
+    return "amx_bf16" in _cpu_info("flags").split()
+
+
 @cache
 def has_onednn() -> bool:
     """Tell whether weights can be laid out ahead for oneDNN's products."""

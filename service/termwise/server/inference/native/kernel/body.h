@@ -143,10 +143,8 @@ static void attend(const termwise_model *model, const uint32_t *mixed, int64_t s
         for (int64_t number = 0; number < panels; number++) {
             const int64_t vectors = (tokens - number * PANEL + LANES - 1) / LANES;
             writing_tile(kind, height, vectors < VECTORS ? vectors : VECTORS)(
-                queries + row * stride, stride, memory->keys + number * key_units * PANEL, key_units, NULL, NULL, values);
-            for (int64_t i = 0; i < height; i++) {
-                memcpy(memory->scores + (i * panels + number) * PANEL, values + i * PANEL, PANEL * sizeof(float));
-            }
+                queries + row * stride, stride, memory->keys + number * key_units * PANEL, key_units, NULL, NULL,
+                memory->scores + number * PANEL, panels * PANEL);
         }
         for (int64_t i = 0; i < height; i++) {
             const float *distances = model->distances;
@@ -158,7 +156,8 @@ static void attend(const termwise_model *model, const uint32_t *mixed, int64_t s
             const int64_t vectors = (width - column + LANES - 1) / LANES;
             const int64_t some = vectors < VECTORS ? vectors : VECTORS;
             writing_tile(kind, height, some)(memory->shares, value_units,
-                                             memory->values + column * value_units, value_units, NULL, NULL, values);
+                                             memory->values + column * value_units, value_units, NULL, NULL, values,
+                                             PANEL);
             for (int64_t i = 0; i < height; i++) {
                 for (int64_t v = 0; v < some; v++) {
                     const vector value = load(values + i * PANEL + v * LANES) * all(inverse[i]);

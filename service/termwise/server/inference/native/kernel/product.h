@@ -6,7 +6,7 @@
 #include "vector.h"
 
 typedef void (*tile)(const uint32_t *units, int64_t stride, const uint32_t *panel, int64_t count, const int32_t *offset,
-                     const float *scale, float *out);
+                     const float *scale, float *out, int64_t step);
 
 #define TILE(name) name##_float32
 #define SUMS vector
@@ -132,7 +132,7 @@ static void pool(const termwise_matrix *matrix, const termwise_rows *rows, const
                 /* Tiles of nearly equal height: a last one of a single row would wait for its own sums. */
                 const int64_t height = count / tiles + (each < count % tiles);
                 raising_tile(matrix->kind, height, vectors)(rows->units + row * rows->stride, rows->stride, panel,
-                                                            matrix->units, offset, rows->scale + row, best);
+                                                            matrix->units, offset, rows->scale + row, best, 0);
                 row += height;
             }
             for (int64_t v = 0; v < vectors; v++) {
@@ -189,7 +189,7 @@ static void multiply_part(const termwise_matrix *matrix, const termwise_rows *ro
             float values[ROWS * PANEL];
             const int64_t height = count / tiles + (each < count % tiles);
             writing_tile(matrix->kind, height, vectors)(rows->units + row * rows->stride, rows->stride, panel,
-                                                        matrix->units, offset, rows->scale + row, values);
+                                                        matrix->units, offset, rows->scale + row, values, PANEL);
             for (int64_t v = 0; v < vectors; v++) {
                 const int64_t first = column + v * LANES;
                 const vector bias = load(matrix->bias + first);

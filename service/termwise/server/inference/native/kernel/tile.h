@@ -30,7 +30,8 @@ INLINE void TILE(multiply)(const int rows, const int vectors, const uint32_t *un
 
 /* Raise `best` [PANEL] to the largest value of each output over the rows. */
 INLINE void TILE(raise)(const int rows, const int vectors, const uint32_t *units, int64_t stride, const uint32_t *panel,
-                        int64_t count, const int32_t *offset, const float *scale, float *best) {
+                        int64_t count, const int32_t *offset, const float *scale, float *best, int64_t step) {
+    (void)step;
     SUMS sums[ROWS][VECTORS];
     TILE(multiply)(rows, vectors, units, stride, panel, count, offset, sums);
 #pragma GCC unroll 3
@@ -42,24 +43,24 @@ INLINE void TILE(raise)(const int rows, const int vectors, const uint32_t *units
     }
 }
 
-/* Write the values of each row, PANEL floats apart. */
+/* Write the values of each row, `step` floats apart. */
 INLINE void TILE(write)(const int rows, const int vectors, const uint32_t *units, int64_t stride, const uint32_t *panel,
-                        int64_t count, const int32_t *offset, const float *scale, float *out) {
+                        int64_t count, const int32_t *offset, const float *scale, float *out, int64_t step) {
     SUMS sums[ROWS][VECTORS];
     TILE(multiply)(rows, vectors, units, stride, panel, count, offset, sums);
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++) {
 #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) store(out + row * PANEL + v * LANES, VALUE(sums[row][v], scale + row));
+        for (int v = 0; v < vectors; v++) store(out + row * step + v * LANES, VALUE(sums[row][v], scale + row));
     }
 }
 
 #define ARGUMENTS                                                                                                  \
     const uint32_t *units, int64_t stride, const uint32_t *panel, int64_t count, const int32_t *offset,             \
-        const float *scale, float *out
+        const float *scale, float *out, int64_t step
 #define ONE(what, rows, vectors)                                                                                   \
     static void TILE(what##_##rows##_##vectors)(ARGUMENTS) {                                                       \
-        TILE(what)(rows, vectors, units, stride, panel, count, offset, scale, out);                                \
+        TILE(what)(rows, vectors, units, stride, panel, count, offset, scale, out, step);                          \
     }
 #define THREE(what, rows) ONE(what, rows, 1) ONE(what, rows, 2) ONE(what, rows, 3)
 #define NAMES(what, rows) {TILE(what##_##rows##_1), TILE(what##_##rows##_2), TILE(what##_##rows##_3)}
