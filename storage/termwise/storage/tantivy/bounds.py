@@ -1,4 +1,4 @@
-"""What a query can reach in a tile: upper bounds by token, and which tokens to leave out first."""
+"""What a query can reach in a tile: upper bounds by token, and what adding it up takes."""
 
 from __future__ import annotations
 
@@ -69,10 +69,6 @@ def _bound(entry: NDArray[np.int64], homes: NDArray[np.int32], factors: NDArray[
             rows += 1
         else:
             costs[count] = np.float32(starts[token + 1] - starts[token]) / blocks + SEGMENT_COST
-            # By rising bound for its cost: the first ones are those to leave out.
-            while at > rows and bounds[order[at - 1]] * costs[count] > bounds[count] * costs[order[at - 1]]:
-                order[at] = order[at - 1]
-                at -= 1
         work += costs[count]
         order[at] = count
         count += 1
@@ -126,7 +122,7 @@ make_query: Any = inner(_make_query)
 """Make room for what a query comes to in a tile."""
 
 bound: Any = inner(_bound)
-"""List the tokens that the tile has: those with rows first in order, then those to leave out first.
+"""List the tokens that the tile has, in order those with rows first.
 
 Gives their number, the number of rows, the greatest score of all and of rows alone, and the work a block in postings.
 """

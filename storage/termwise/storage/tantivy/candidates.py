@@ -20,8 +20,8 @@ GROUP: Final = 128
 STRETCH: Final = 2048
 """Documents to which rows are added at once, or not."""
 
-HEAPED, FOUND, COUNTED, SKIPPED, LOOKED = range(5)
-"""What the state counts: bounds in the heap, candidates, matches, whether any may have been missed, and look-ups."""
+HEAPED, FOUND, COUNTED, SKIPPED = range(4)
+"""What the state counts: bounds in the heap, candidates, matches, and whether any may have been missed."""
 
 _TINY: Final = np.float32(1e-38)
 
@@ -31,7 +31,7 @@ def _make_found(depth: int, room: int) -> Any:
         np.empty(room, np.int64),
         np.empty(room, np.float32),
         np.empty(depth, np.float32),
-        np.zeros(5, np.int64),
+        np.zeros(4, np.int64),
         np.empty(1, np.float32),
     )
 
@@ -104,7 +104,7 @@ best_and_count: Any = inner(_best_and_count)
 best_and_missed: Any = inner(_best_and_missed)
 
 
-def _collect(  # noqa: C901, PLR0913 - what a block's scores mean takes this much to say
+def _collect(  # noqa: PLR0913 - what a block's scores mean takes this much to say
     tile: Any,
     query: Any,
     plan: Any,
@@ -115,13 +115,13 @@ def _collect(  # noqa: C901, PLR0913 - what a block's scores mean takes this muc
     scores: NDArray[np.float32],
     found: Any,
 ) -> bool:
-    rows, missing, by_rows, left, excess, slack = plan
+    rows, by_rows, excess, slack, narrowed = plan
     state, room = found[3], found[4]
     bits = scores.view(np.int32)
     row_starts, row_steps = query[ROW_STARTS][: (rows + 1) & ~1], query[ROW_STEPS]
     floor = floor_of(found)
-    poor = bits_of(max(floor / slack - left - by_rows, np.float32(0)), room)
-    limit = bits_of(max(floor / slack - left, _TINY), room)
+    poor = bits_of(max(floor / slack - by_rows, np.float32(0)), room)
+    limit = bits_of(max(floor / slack, _TINY), room)
     for begin in range(0, len(bits), STRETCH):
         stop = min(len(bits), begin + STRETCH)
         if rows > 0:
@@ -130,7 +130,7 @@ def _collect(  # noqa: C901, PLR0913 - what a block's scores mean takes this muc
             add_rows(tile, row_starts, row_steps, first + begin, scores[begin:stop])
         for start in range(begin, stop, GROUP):
             end = min(stop, start + GROUP)
-            if counting:
+            if counting or narrowed:
                 best, matched = best_and_count(bits[start:end], permitted[start:end])
                 state[COUNTED] += matched
             else:
@@ -141,16 +141,11 @@ def _collect(  # noqa: C901, PLR0913 - what a block's scores mean takes this muc
                 if bits[doc] < limit or permitted[doc] == 0:
                     continue
                 score = scores[doc]
-                if missing > rows:
-                    state[LOOKED] += 1
-                    score = look_up(tile, query, rows, missing, first + doc, score, left, floor / slack)
-                if score < 0 or score * slack < floor:
-                    continue
                 if not keep(found, base + first + doc, score * slack, score / slack - excess):
                     return False
                 floor = floor_of(found)
-                poor = bits_of(max(floor / slack - left - by_rows, np.float32(0)), room)
-                limit = bits_of(max(floor / slack - left, _TINY), room)
+                poor = bits_of(max(floor / slack - by_rows, np.float32(0)), room)
+                limit = bits_of(max(floor / slack, _TINY), room)
     return True
 
 
@@ -166,7 +161,7 @@ def _gather(  # noqa: PLR0913 - as _collect
     counting: bool,
     found: Any,
 ) -> bool:
-    excess, slack = plan[4], plan[5]
+    excess, slack = plan[2], plan[3]
     state = found[3]
     for doc in range(len(permitted)):
         if permitted[doc] == 0:
@@ -211,8 +206,8 @@ make_found: Any = inner(_make_found)
 collect: Any = inner(_collect)
 """Add the rows where they can matter, and take the documents that may be among the best; False for too many.
 
-`plan`: how many tokens have rows, and how many have been left out altogether; the greatest score by rows, and by the
-other tokens left out; how far rows may overrate; the factor of rounding. `first` is the block's first document.
+`plan`: how many tokens have rows; the greatest score by them; how far they may overrate; the factor of rounding; and
+whether a filter is on. `first` is the block's first document.
 """
 
 gather: Any = inner(_gather)

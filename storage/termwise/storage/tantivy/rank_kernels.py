@@ -1,14 +1,14 @@
 """The search of the exact path: one compiled call over all tiles of a field.
 
-A tile is searched by blocks of 8,192 documents. The weights of the query's tokens are added up in a buffer that stays
-in the first-level cache: exact postings first, then, for tokens that have one, dense rows of one byte a document. A row
-rounds up, so that the sums are upper bounds, off by at most the query's weight over 255 of each row's maximum. Whoever
-may be among the best becomes a candidate; the few that still may at the end are scored exactly, in the query's order.
+A tile is searched by blocks of 32,768 documents. The weights of the query's tokens are added up in a buffer that stays
+in the second-level cache: exact postings first, then, for tokens that have one, dense rows of one byte a document. A
+row rounds up, so that the sums are upper bounds, off by at most the query's weight over 255 of each row's maximum.
+Whoever may be among the best becomes a candidate; the few that still may at the end are scored exactly, in the query's
+order.
 
-Once the k-th best is known to score T, groups of 128 documents whose sums cannot reach T even with all rows are left as
-they are, and documents that share only tokens whose greatest products add up to less than T are out: where it is
-cheaper, such tokens are not added up, but looked up for the documents that could still make it. Where matches are to be
-counted, nothing is skipped until there are enough of them.
+Once the k-th best is known to score T, tiles whose greatest possible score is below T are skipped, and rows are not
+added where the sums so far cannot reach T with them. Where matches are to be counted, nothing is skipped until there
+are enough of them.
 
 Queries whose products leave the range in which float32 rounds by a factor, and rankings so deep that scoring the
 candidates would take longer, go the plain way: exact postings alone, added up in the query's order.
@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from termwise.storage.tantivy.bounds import (
-    BOUNDS,
-    COSTS,
     CURSORS,
     FACTORS,
     LEVELS,
@@ -35,7 +33,6 @@ from termwise.storage.tantivy.bounds import (
 from termwise.storage.tantivy.candidates import (
     COUNTED,
     FOUND,
-    LOOKED,
     SKIPPED,
     collect,
     floor_of,
@@ -62,26 +59,14 @@ from termwise.storage.tantivy.postings import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LOOK_UP: Final = 45
-"""What looking up one weight takes, in postings."""
+_LOOK_UP: Final = 200
+"""What looking up one weight takes, in postings: mostly waiting for memory."""
+
+_EXACT_WEIGHT: Final = 45
+"""The same for a weight of a document whose neighbourhood has just been read."""
 
 _SPARE: Final = 4096
 """Room for candidates beyond twice the depth."""
-
-_PATIENCE: Final = 64
-"""Blocks after which leaving out one more token is tried again at the latest."""
-
-
-def _leave_out(query: Any, rows: int, tokens: int, trusted: int, floor: Any) -> Any:
-    """Choose how many tokens to leave out after those with rows; give that, their bound, and the work it saves."""
-    bounds, costs, order = query[BOUNDS], query[COSTS], query[ORDERED]
-    missing = rows
-    left = saved = np.float32(0)
-    while missing < tokens and missing - rows < trusted and left + bounds[order[missing]] < floor:
-        left += bounds[order[missing]]
-        saved += costs[order[missing]]
-        missing += 1
-    return missing, left, saved
 
 
 def _add_block(tile: Any, query: Any, first: int, count: int, block: int, scores: NDArray[np.float32]) -> None:
@@ -93,7 +78,6 @@ def _add_block(tile: Any, query: Any, first: int, count: int, block: int, scores
         add_postings(tile, query[TILE_TOKENS][place], query[FACTORS][place], block, query[CURSORS], place, scores)
 
 
-leave_out: Any = inner(_leave_out)
 add_block: Any = inner(_add_block)
 
 
@@ -107,7 +91,6 @@ def _search_tile(  # noqa: PLR0913 - arrays are all that a kernel can take
     count: int,
     query: Any,
     buffer: NDArray[np.float32],
-    trust: NDArray[np.int64],
     found: Any,
 ) -> bool:
     state = found[3]
@@ -117,6 +100,7 @@ def _search_tile(  # noqa: PLR0913 - arrays are all that a kernel can take
         return True
     excess = by_rows / LEVELS * np.float32(1.001)
     slack = np.float32(1) + np.float32(len(factors) + 4) * np.float32(2.4e-7)
+    plan = (rows, by_rows, excess, slack, len(filled) > 0)
     for block in range((entry[SIZE] + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min(entry[SIZE], (block + 1) * BLOCK)
         permits = np.int64(filled[block]) if len(filled) else last - first
@@ -127,36 +111,17 @@ def _search_tile(  # noqa: PLR0913 - arrays are all that a kernel can take
         state[SKIPPED] |= not counting
         if not counting and greatest < floor:
             continue
-        plan = (rows, rows, by_rows, np.float32(0), excess, slack)
         if permits * tokens * _LOOK_UP < work:
             if not gather(tile, query, plan, tokens, greatest, base, first, allowed[first:last], counting, found):
                 return False
             continue
-        missing, left, saved = leave_out(query, rows, tokens, 0 if counting else trust[0], floor)
-        plan = (rows, missing, by_rows, left, excess, slack)
         scores = buffer[: last - first]
-        add_block(tile, query, missing, tokens, block, scores)
-        looked = state[LOOKED]
+        add_block(tile, query, rows, tokens, block, scores)
         if not collect(tile, query, plan, base, first, allowed[first:last], counting, scores, found):
             return False
-        if floor > 0 and not counting:
-            learn(trust, missing - rows, np.float32((state[LOOKED] - looked) * _LOOK_UP), saved)
     return True
 
 
-def _learn(trust: NDArray[np.int64], missing: int, spent: Any, saved: Any) -> None:
-    """Leave out one token more where that is cheap; one less, and for longer each time, where it was dear."""
-    if missing > 0 and spent + spent > saved:
-        trust[0] = missing - 1
-        trust[2] = min(2 * trust[2] + 1, _PATIENCE)
-        trust[1] = trust[2]
-    elif trust[1] > 0:
-        trust[1] -= 1
-    else:
-        trust[0] = missing + 1
-
-
-learn: Any = inner(_learn)
 search_tile: Any = inner(_search_tile)
 
 
@@ -172,13 +137,12 @@ def _search_fast(
     """Find the candidates; False where there are too many."""
     query = make_query(len(factors))
     buffer = np.empty(BLOCK, np.float32)
-    trust = np.zeros(3, np.int64)  # tokens to leave out, blocks to wait before one more, and how long that is
     base = blocks = 0
     for number in range(len(directory)):
         entry = directory[number]
         allowed = permits_of(entry, permitted, number)
         those = filled[blocks : blocks + (entry[SIZE] + BLOCK - 1) // BLOCK]
-        if not search_tile(entry, allowed, those, homes[number], factors, base, count, query, buffer, trust, found):
+        if not search_tile(entry, allowed, those, homes[number], factors, base, count, query, buffer, found):
             return False
         base += entry[SIZE]
         blocks += len(those)
@@ -262,7 +226,7 @@ def _rank(
     keys = np.empty(depth, np.uint64)
     counted = True
     total = size = 0
-    plain = extreme or depth * len(numbers) * _LOOK_UP > covered + 20_000
+    plain = extreme or depth * len(numbers) * _EXACT_WEIGHT > covered + 20_000
     if not plain:
         for tile in range(len(directory)):
             known -= directory[tile, SIZE] - directory[tile, LIVE]

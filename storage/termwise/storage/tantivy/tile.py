@@ -234,6 +234,10 @@ def restore(  # noqa: PLR0913 - what a file holds
     """Make a sealed tile of what a file kept, all documents alive. `words` are the tile's tokens in its own order."""
     alive = np.ones(len(seq_nos), np.uint8)
     tokens = vocabulary.numbers(words)
+    blocks = -(-len(seq_nos) // BLOCK)
+    if len(cuts) and cuts.shape[1] != blocks + 1:  # a file from before blocks changed their size
+        cuts = np.empty((len(cuts), blocks + 1), np.uint32)
+        cut(starts, docs, BLOCK, cuts)
     return Tile(seq_nos, alive, len(alive), tokens, starts, docs, weights, maxima, minima, cuts, rows, sealed=True)
 
 
