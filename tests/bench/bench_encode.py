@@ -1,7 +1,7 @@
 """Compare encoders: ours, sentence-transformers' SparseEncoder, ONNX Runtime and OpenVINO; same weights, one thread.
 
 Each does the whole job, texts in and sparse vectors out. All of them take turns in one process, so that whatever else
-the machine does falls on all; a figure is the median of a cell's rounds, with its quartiles, and `ratio` is how many
+the machine does falls on all; a turn begins with a call that is not timed; a figure is the median of a cell's rounds, with its quartiles, and `ratio` is how many
 times faster than sentence-transformers it is. Every engine's vectors are compared with the reference's before it is
 timed: `cosine` is the smallest.
 
@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from default_model import fetch_default_model
 from reporting.bars import ENCODER, MODELS
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
 REFERENCE = "sentence-transformers"
 # How many times faster than sentence-transformers our bfloat16 has to be, by cell and model.
 BARS = {cell: dict(zip(MODELS, bars, strict=True)) for cell, bars in ENCODER.items()}
-# Memory that is written to beforehand, in bytes.
-TOUCHED = 10 << 30
 # Rounds of a cell: no fewer, and no more even where there is time.
 LEAST_ROUNDS, MOST_ROUNDS = 3, 40
 # Vectors that differ more than this from the reference's are not the same job; by precision.
@@ -111,7 +108,6 @@ def measure(name: str, model: Path | None, scratch: Path, seconds: float) -> Ite
 
     torch.set_num_threads(1)
     quiet_libraries()
-    touch_memory()
     base = model or fetch_default_model()
     folder = base if name == "default" else make_shape(name, base, scratch)
     engines = [*ours(folder), *load_peers(folder, scratch)]
@@ -138,16 +134,6 @@ def measure(name: str, model: Path | None, scratch: Path, seconds: float) -> Ite
                 "random_weights": name != "default",
                 "cosine": round(cosines[engine, precision], 5),
             }
-
-
-def touch_memory() -> None:
-    """Write to as much memory as the engines will want, and give it back.
-
-    A virtual machine gets a page from its host when it first writes to it, which takes longer than computing with it;
-    engines that allocate anew for each call would pay for that, and those that keep their memory would not.
-    """
-    block = np.empty(min(TOUCHED, psutil.virtual_memory().available // 2), np.uint8)
-    block[::4096] = 1
 
 
 def ours(folder: Path) -> Iterator[Peer]:
@@ -182,7 +168,9 @@ def take_turns(
 ) -> dict[Any, list[float]]:
     """Give each candidate's seconds a call; they take turns, and a turn is all of the inputs, one by one.
 
-    The first input has been run before, by `compare`.
+    A turn begins with a call that does not count, so that no engine pays for what the others did to caches and memory. In
+    a virtual machine whose host takes free pages away, sentence-transformers, which allocates anew for each call, took
+    three times as long without it; with it, it takes as long as alone.
     """
     times: dict[Any, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():
@@ -195,6 +183,7 @@ def take_turns(
         if number >= LEAST_ROUNDS and time.perf_counter() > until:
             break
         for name, run in candidates.items():
+            run(inputs[0])
             for texts in inputs:
                 start = time.perf_counter()
                 run(texts)
