@@ -3,6 +3,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STUBS := clients/python/termwise/v1
+# The encoder's kernel: compiled while the package is installed.
+KERNEL := service/termwise/server/inference/native/kernel
 # Benchmarks share what tests share.
 BENCH := PYTHONPATH=tests/fixtures $(BIN)/python tests/bench
 PORTIONS := -p termwise.server -p termwise.storage -p termwise.client -p termwise.cli
@@ -17,7 +19,7 @@ help: ## This list
 
 # --- environments: one for running, the same with tools on top for developing
 
-.venv/.server: requirements/server.txt pyproject.toml
+.venv/.server: requirements/server.txt pyproject.toml hatch_build.py $(wildcard $(KERNEL)/*)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -r requirements/server.txt
 	$(BIN)/pip install -q 'hatchling==1.33.0' 'editables==0.6'

@@ -248,3 +248,9 @@ def test_with_tiles_for_bfloat16_networks_are_timed(
     monkeypatch.setattr("termwise.server.inference.networks.has_amx", lambda: True)
     networks = list(make_networks(folder, _read_tensors(folder), "bfloat16"))
     assert sorted(network.kernel for network in networks) == ["avx512bf16, layers in float32", "torch"]
+
+
+@pytest.mark.parametrize("name", ["no-such-library.so", "libc.so.6"])
+def test_a_library_that_is_missing_or_not_ours_is_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("termwise.server.inference.native.library.LIBRARY", name)
+    assert levels.__wrapped__() == ()

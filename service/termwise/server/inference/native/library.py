@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from termwise.server.inference.native.layout import (
     BatchStructure,
     Kind,
+    LayerStructure,
     MatrixStructure,
     ModelStructure,
     RowsStructure,
@@ -20,6 +22,8 @@ from termwise.server.settings import KERNEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_log = logging.getLogger(__name__)
 
 LIBRARY = Path(__file__).with_name("libtermwise_kernel.so")
 
@@ -76,9 +80,15 @@ class Level:
 @cache
 def levels() -> Sequence[Level]:
     """Give the levels that run here, the best one first; none where the package was built without a compiler."""
+    mirrored = (LevelStructure, ModelStructure, LayerStructure, BatchStructure, RowsStructure)
     try:
         library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+        library.termwise_size.restype = ctypes.c_int64
+        size = library.termwise_size()
+    except (OSError, AttributeError):
+        return ()
+    if size != sum(map(ctypes.sizeof, mirrored)):
+        _log.warning("%s is of another version and not used; install the package again", LIBRARY.name)
         return ()
     find = library.termwise_find
     find.argtypes, find.restype = (ctypes.c_int64,), ctypes.POINTER(LevelStructure)

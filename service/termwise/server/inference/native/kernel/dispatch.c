@@ -16,3 +16,9 @@ __attribute__((visibility("default"))) const termwise_level *termwise_find(int64
     if (rank == 2) return avx2 ? &termwise_level_avx2 : NULL;
     return NULL;
 }
+
+/* The size of what the caller mirrors: a library of another day must not be given today's structures. */
+__attribute__((visibility("default"))) int64_t termwise_size(void) {
+    return (int64_t)(sizeof(termwise_level) + sizeof(termwise_model) + sizeof(termwise_layer) + sizeof(termwise_batch) +
+                     sizeof(termwise_rows));
+}
