@@ -1,9 +1,9 @@
 """Compare encoders: ours, sentence-transformers' SparseEncoder, ONNX Runtime and OpenVINO; same weights, one thread.
 
 Each does the whole job, texts in and sparse vectors out. All of them take turns in one process, so that whatever else
-the machine does falls on all; a turn begins with a call that is not timed; a figure is the median of a cell's rounds, with its quartiles, and `ratio` is how many
-times faster than sentence-transformers it is. Every engine's vectors are compared with the reference's before it is
-timed: `cosine` is the smallest.
+the machine does falls on all; a turn begins with a call that is not timed. A figure is the median of a cell's rounds,
+with its quartiles, and `ratio` is how many times faster than sentence-transformers it is. Every engine's vectors are
+compared with the reference's before it is timed: `cosine` is the smallest.
 
     make bench-encode ARGS="[--models default,minilm,bert-base] [--seconds N] [--quick] [--check] [--format json]"
 
@@ -168,9 +168,9 @@ def take_turns(
 ) -> dict[Any, list[float]]:
     """Give each candidate's seconds a call; they take turns, and a turn is all of the inputs, one by one.
 
-    A turn begins with a call that does not count, so that no engine pays for what the others did to caches and memory. In
-    a virtual machine whose host takes free pages away, sentence-transformers, which allocates anew for each call, took
-    three times as long without it; with it, it takes as long as alone.
+    A turn begins with a call that does not count, so that no engine pays for what the others did to caches and memory.
+    In a virtual machine whose host takes free pages away, sentence-transformers, which allocates anew for each call,
+    took three times as long without it; with it, it takes as long as alone.
     """
     times: dict[Any, list[float]] = {name: [] for name in candidates}
     for run in candidates.values():

@@ -55,7 +55,7 @@ def _quality(*, quick: bool) -> Part:
     folders = [str(DATA / name) for name in names]
     command = ("-m", "termwise.cli", "eval", *folders, "--format", "json")
     commands = (command,) if folders else ()
-    return Part("quality", commands, 300, (f"termwise eval {' '.join(names)} --markdown",))
+    return Part("quality", commands, 240, (f"termwise eval {' '.join(names)} --markdown",))
 
 
 def _hardware(*, quick: bool) -> Part:
@@ -63,4 +63,4 @@ def _hardware(*, quick: bool) -> Part:
     models = (".splade_tiny",) if quick else (".splade_tiny", "bert-base")
     words = [("bench", "hardware", model, "--seconds", seconds) for model in models]
     commands = tuple(("-m", "termwise.cli", *each, "--format", "json") for each in words)
-    return Part("hardware", commands, 300, tuple(f"termwise {' '.join(each)}" for each in words))
+    return Part("hardware", commands, 240, tuple(f"termwise {' '.join(each)}" for each in words))
