@@ -4,8 +4,8 @@
 
 Documents are written as a bulk client makes them, a thousand at a time; a batch counts when it is committed, synced and
 visible. Each restart is a process of its own: after a kill -9, when what no tile file holds is read from tantivy, and
-after a clean stop. The time is that from opening the folder to the first answer; imports, which load the compiled loops, are
-left out. Memory is what the process's resident set grew by, after a hundred searches; mapped files count.
+after a clean stop. The time is that from opening the folder to the first answer; imports, which load the compiled
+loops, are left out. Memory is what the process's resident set grew by, after a hundred searches; mapped files count.
 
 The first row of each size is of real or resampled vectors (see `vectors`); the bar on writes is measured on synthetic
 ones of 140 tokens.
@@ -150,7 +150,7 @@ def restart(folder: Path, size: int, *, real: bool) -> dict[str, Any]:
     index = store.open("bench")
     first(index.reader(), leaves[0], size)
     took = time.perf_counter() - start
-    while index.upkeep():  # type: ignore[attr-defined]
+    while index.upkeep(idle=True):  # type: ignore[attr-defined]
         pass
     for leaf in leaves:
         index.reader().rank(leaf, 10, count=100)

@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -40,7 +40,7 @@ from termwise.storage.errors import StorageError
 from termwise.storage.registry import find_backend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from termwise.server.inference.base import Encoder, ExpansionConfig
@@ -61,9 +61,10 @@ _LAST_WORDS_SECONDS: Final = 1.0
 class Stores:
     """The storage backends in use, each opened when it is first asked for. Any thread may ask."""
 
-    def __init__(self, folder: DataFolder) -> None:
-        """Open none yet."""
+    def __init__(self, folder: DataFolder, options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Open none yet. `options` are a backend's own, by its name."""
         self._folder = folder
+        self._options = options or {}
         self._lock = threading.Lock()
         self._open: dict[str, IndexStore] = {}
 
@@ -77,8 +78,8 @@ class Stores:
         """
         with self._lock:
             if backend not in self._open:
-                opener = find_backend(backend)
-                self._open[backend] = opener(self._folder.indices(backend))
+                opener: Callable[..., IndexStore] = find_backend(backend)
+                self._open[backend] = opener(self._folder.indices(backend), **self._options.get(backend, {}))
             return self._open[backend]
 
     def close(self) -> None:
@@ -121,7 +122,8 @@ class Service:
         folder = stack.enter_context(DataFolder.open(settings.data.absolute()))
         metadata = MetadataStore(folder.metadata)
         stack.callback(metadata.close)
-        stores = Stores(folder)
+        sizes = {"memory_bytes": settings.exact_path_memory_bytes, "mapped_bytes": settings.exact_path_mapped_bytes}
+        stores = Stores(folder, {"tantivy": sizes})
         stack.callback(stores.close)
         find_backend(settings.storage)
         indices = Indices(metadata, stores.get, default_backend=settings.storage, volatile_backends=_VOLATILE)

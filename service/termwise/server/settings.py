@@ -74,6 +74,20 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where encoders compute. auto: a CUDA device where torch finds one, else the processor."
     )
+    exact_path_memory_bytes: int = Field(
+        0,
+        ge=0,
+        le=1 << 50,
+        description="Memory that sparse vectors may stay in for fast, exact search, in bytes. Indices beyond it, the "
+        "least recently searched first, are read from their files as searches need them. 0: half of the machine's.",
+    )
+    exact_path_mapped_bytes: int = Field(
+        0,
+        ge=0,
+        le=1 << 50,
+        description="Most bytes of sparse vectors that are mapped into memory. An index beyond that is searched "
+        "slower, and says how far off its scores may be. 0: four times exact_path_memory_bytes.",
+    )
     switch_interval_ms: float = Field(
         0.5,
         gt=0,

@@ -42,9 +42,9 @@ SMALL = 64
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make tiles of 64 documents, so that an index of hundreds has many."""
-    for module in (tiles, upkeep):
+    for module in (accelerator, tiles, upkeep):
         monkeypatch.setattr(module, "TILE", SMALL)
-    monkeypatch.setattr(upkeep, "_SMALL", SMALL * 3 // 4)
+    monkeypatch.setattr(upkeep, "_WORTH_SEALING", 20)
     monkeypatch.setattr(accelerator, "_WORTH_A_FILE", 10)
     monkeypatch.setattr(accelerator, "_SPAN", 50)
 
@@ -90,7 +90,7 @@ def answers(reader: IndexReader) -> list[Any]:
 
 def settle(store: TantivyStore) -> None:
     """Wait until the store's upkeep has nothing more to do."""
-    while store.open("i").upkeep():
+    while store.open("i").upkeep(idle=True):
         pass
 
 
@@ -282,6 +282,44 @@ def test_a_disk_that_is_full_stops_no_write(
     assert restarted(folder) == given
 
 
+def test_cold_tiles_answer_as_before(folder: Path) -> None:
+    given = fill(folder)
+    store = TantivyStore(folder, memory_bytes=1, mapped_bytes=1 << 30)
+    index = store.open("i")
+    assert list(store._budget.cold()) == [index]
+    index.cool()
+    assert answers(index.reader()) == given
+    store.close()
+
+
+def test_beyond_the_limit_tantivy_answers(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = fill(folder)
+    with caplog.at_level(logging.WARNING, "termwise.storage"):
+        store = TantivyStore(folder, mapped_bytes=1)
+        index = store.open("i")
+    assert "without the exact path" in caplog.text
+    assert index.reader().tiles is None
+    assert answers(index.reader()) == given
+    index.write([put(1, random.Random(0))])
+    later = answers(index.reader())
+    store.close()
+    assert restarted(folder) == later
+
+
+def test_an_index_that_grows_beyond_the_limit_goes_without(folder: Path) -> None:
+    store, plain = TantivyStore(folder, mapped_bytes=3_000), TantivyStore(folder, exact_path=False)
+    index = store.open("i")
+    modes = []
+    for batch in batches(7, 10):
+        index.write(batch)
+        modes.append(index.reader().tiles is not None)
+    assert not modes[-1]
+    given = answers(index.reader())
+    store.close()
+    assert answers(plain.open("i").reader()) == given
+    plain.close()
+
+
 CHILD = """
 import json, os, sys
 from pathlib import Path
@@ -289,7 +327,7 @@ sys.path.insert(0, sys.argv[3])
 import test_tile_files as tests
 from termwise.storage.tantivy import tiles, upkeep
 tiles.TILE = upkeep.TILE = tests.SMALL
-upkeep._SMALL = 48
+upkeep._WORTH_SEALING = 20
 store = tests.TantivyStore(Path(sys.argv[1]))
 index = store.open("i")
 for batch in tests.batches(int(sys.argv[2]), 1000):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,8 +12,8 @@ from tantivy import FieldType, Occur, Query
 from termwise.storage.tantivy.codec import read_vectors
 from termwise.storage.tantivy.layout import TILES_FOLDER
 from termwise.storage.tantivy.loading import Loading
-from termwise.storage.tantivy.sealing import join
-from termwise.storage.tantivy.tile import Tile, Vocabulary, restore
+from termwise.storage.tantivy.sealing import seal
+from termwise.storage.tantivy.tile import TILE, Tile, Vocabulary, restore
 from termwise.storage.tantivy.tile_files import TileContent, TileFile, TileFileError, list_tiles, read_tile, write_tile
 from termwise.storage.tantivy.tiles import SparseTiles
 from termwise.storage.tantivy.upkeep import with_dead
@@ -56,6 +55,10 @@ class Accelerator:
         self._folder = folder / TILES_FOLDER
         self._layout = layout
 
+    def size_of_files(self) -> int:
+        """Sum up the sizes of the files in bytes."""
+        return sum(file.path.stat().st_size for file in list_tiles(self._folder))
+
     def load(self, searcher: Searcher, schema: Schema, last_seq_no: int) -> Mapping[str, SparseTiles]:
         """Give the tiles of what the searcher sees: from files, and from stored vectors what no file covers."""
         files = list_tiles(self._folder)
@@ -69,7 +72,7 @@ class Accelerator:
     def keep(self, place: FieldPlace, vocabulary: Vocabulary, tile: Tile) -> Tile:
         """Write a tile to a file and give it as the file holds it, all documents alive; OSError where that fails."""
         words = [vocabulary.words[number] for number in tile.tokens.tolist()]
-        content = TileContent({name: getattr(tile, name) for name in _ARRAYS}, words, tile.sealed)
+        content = TileContent({name: getattr(tile, name) for name in _ARRAYS}, words)
         file = write_tile(self._folder, self._layout.id, place.number, content)
         for other in list_tiles(self._folder):
             if other.field == place.number and other != file and _overlap(other, file):
@@ -77,12 +80,12 @@ class Accelerator:
         return self._read(file, vocabulary)
 
     def keep_open(self, fields: Mapping[str, SparseTiles]) -> None:
-        """Write the newest, unsealed tiles to files, as one a field, so that the next start reads no documents."""
+        """Seal the newest tiles into files, as one a field, so that the next start reads no documents."""
         for name, held in fields.items():
             sealed = max((place for place, tile in enumerate(held.tiles) if tile.sealed), default=-1)
             tiles = held.tiles[sealed + 1 :]
-            if sum(tile.live for tile in tiles) >= _WORTH_A_FILE:
-                self.keep(self._layout.places[name], held.vocabulary, join(tiles))
+            if _WORTH_A_FILE <= sum(tile.live for tile in tiles) <= TILE:
+                self.keep(self._layout.places[name], held.vocabulary, seal(tiles))
 
     def _load_field(self, field: _Field, files: Sequence[TileFile], last_seq_no: int) -> SparseTiles:
         vocabulary = Vocabulary()
@@ -117,8 +120,7 @@ class Accelerator:
         content = read_tile(file, self._layout.id)
         if {name: array.dtype.str for name, array in content.arrays.items()} != _ARRAYS:
             raise TileFileError("its arrays are not those of a tile")
-        tile = restore(vocabulary, content.words, **content.arrays)
-        return tile if content.sealed else replace(tile, sealed=False)
+        return restore(vocabulary, content.words, **content.arrays)
 
     def _as_of(self, field: _Field, file: TileFile, tile: Tile) -> Tile:
         """Mark what was deleted since; TileFileError where the index holds documents that the file should."""
@@ -161,6 +163,12 @@ class _Field:
         span = Query.range_query(self._schema, "seq_no", FieldType.Integer, first, last)
         both = [(Occur.Must, Query.const_score_query(part, 0.0)) for part in (self._has, span)]
         return Query.boolean_query(both)
+
+
+def tiles_size(fields: Mapping[str, SparseTiles]) -> int:
+    """Sum up the sizes of tiles in bytes, mapped or not, less what is small."""
+    tiles = [tile for held in fields.values() for tile in held.tiles]
+    return sum(tile.docs.nbytes + tile.weights.nbytes + tile.rows.nbytes + tile.cuts.nbytes for tile in tiles)
 
 
 def _overlap(one: TileFile, other: TileFile) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,7 +16,7 @@ import tantivy
 
 from termwise.storage.checks import refusal
 from termwise.storage.errors import StorageError, StorageFullError, StorageLockedError
-from termwise.storage.tantivy.accelerator import Accelerator
+from termwise.storage.tantivy.accelerator import Accelerator, tiles_size
 from termwise.storage.tantivy.layout import (
     commit_stamp,
     has_room,
@@ -26,7 +28,7 @@ from termwise.storage.tantivy.layout import (
 from termwise.storage.tantivy.preparing import prepare
 from termwise.storage.tantivy.reader import TantivyReader
 from termwise.storage.tantivy.sealing import seal
-from termwise.storage.tantivy.tile_files import TileFileError
+from termwise.storage.tantivy.tile_files import TileFileError, cool
 from termwise.storage.tantivy.tiles import SparseTiles
 from termwise.storage.tantivy.upkeep import reserved, swapped, tiles_to_seal
 from termwise.storage.types import Delete, Put, Result, Written
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from termwise.storage.tantivy.budget import Budget
     from termwise.storage.tantivy.layout import Layout
     from termwise.storage.tantivy.preparing import Prepared
     from termwise.storage.tantivy.tile import Tile, Vocabulary
@@ -69,10 +72,11 @@ class TantivyIndex:
         layout: Layout,
         *,
         exact_path: bool,
+        budget: Budget,
         on_writer: Callable[[TantivyIndex], None],
         on_work: Callable[[TantivyIndex], None],
     ) -> None:
-        """Open tantivy's files and, where wanted, the exact path.
+        """Open tantivy's files and, where wanted and within the `budget`, the exact path.
 
         `on_writer` hears of each writer that opens, so that the store can close others; `on_work` of tiles that
         `upkeep` should see to.
@@ -85,6 +89,9 @@ class TantivyIndex:
         self._on_work = on_work
         self._tiles: Mapping[str, SparseTiles] | None = None
         self._keeping = threading.Lock()
+        self._written = self.searched = -math.inf
+        self._budget = budget
+        self._limited = False
         self._writer: Any = None
         self._writing = threading.Lock()
         self._closed = False
@@ -113,6 +120,7 @@ class TantivyIndex:
 
     def reader(self) -> TantivyReader:
         """See `SparseIndex.reader`."""
+        self.searched = time.monotonic()
         return self._reader
 
     def close(self, *, dropped: bool = False) -> None:
@@ -120,20 +128,26 @@ class TantivyIndex:
         with self._writing:
             closed, self._closed = self._closed, True
             self._writer = None
+            self._budget.leave(self)
         with self._keeping:  # what upkeep still writes ends first
             if not (closed or dropped or self._stale) and self._accelerator and self._tiles:
                 with suppress_logged("open tiles were not kept"):
                     sync_commit(self._folder)
                     self._accelerator.keep_open(self._tiles)
 
-    def upkeep(self) -> bool:
+    @property
+    def idle_seconds(self) -> float:
+        """How long ago the last write was."""
+        return time.monotonic() - self._written
+
+    def upkeep(self, *, idle: bool = False) -> bool:
         """Make one tile of those that should be one, and keep it in a file; False where there was nothing to do.
 
-        Writes and searches go on meanwhile; called by one thread at a time.
+        Writes and searches go on meanwhile. `idle` does what is worth doing where nobody writes.
         """
         with self._keeping:
             with self._writing:
-                job = self._next_job()
+                job = self._next_job(idle=idle)
             if job is None or self._accelerator is None:
                 return False
             name, vocabulary, old = job
@@ -151,12 +165,12 @@ class TantivyIndex:
                     self._show(changed, self._reader.last_seq_no, self._reader.searcher)
             return True
 
-    def _next_job(self) -> tuple[str, Vocabulary, list[Tile]] | None:
+    def _next_job(self, *, idle: bool) -> tuple[str, Vocabulary, list[Tile]] | None:
         """Choose tiles that are to become one, and keep writes from joining them with others."""
         if self._tiles is None or self._closed or self._stale:
             return None
         for name, held in self._tiles.items():
-            run = tiles_to_seal(held.tiles)
+            run = tiles_to_seal(held.tiles, idle=idle)
             if run is not None:
                 tiles = reserved(held.tiles, run)
                 self._tiles = {**self._tiles, name: SparseTiles(held.vocabulary, tuple(tiles))}
@@ -223,6 +237,7 @@ class TantivyIndex:
                 self._load()
             raise translated from error
         self._stale = True
+        self._written = time.monotonic()
         self._index.reload()
         self._show(tiles, change.last_seq_no, self._index.searcher())
         self._stale = False
@@ -261,11 +276,26 @@ class TantivyIndex:
             result[name] = held.changed(removed, brought.vectors.batch(numbers[kept], kept))
         return result
 
+    def cool(self) -> None:
+        """Tell the kernel to reclaim the tiles' pages before others; they are read again where they are needed."""
+        for held in (self._tiles or {}).values():
+            for tile in held.tiles:
+                cool(tile.docs)
+
     def _show(self, tiles: Mapping[str, SparseTiles] | None, last_seq_no: int, searcher: tantivy.Searcher) -> None:
+        if tiles is not None and not self._budget.take(self, tiles_size(tiles)):
+            tiles = None
+            self._go_without()
         self._tiles = tiles
-        self._reader = TantivyReader(self._folder, self._layout, searcher, self._index.schema, tiles, last_seq_no)
-        if tiles is not None and any(tiles_to_seal(held.tiles) for held in tiles.values()):
+        self._reader = TantivyReader(
+            self._folder, self._layout, searcher, self._index.schema, tiles, last_seq_no, limited=self._limited
+        )
+        if tiles is not None and any(tiles_to_seal(held.tiles, idle=True) for held in tiles.values()):
             self._on_work(self)
+
+    def _go_without(self) -> None:
+        self._accelerator, self._limited = None, True
+        _log.warning("index %s is searched without the exact path: its limit is reached", self._folder.name)
 
     def _load(self) -> None:
         """Read what is on the disk: the newest seq_no, and the exact path."""
@@ -275,6 +305,8 @@ class TantivyIndex:
             tantivy.Query.all_query(), limit=1, count=False, order_by_field="seq_no", order=tantivy.Order.Desc
         ).hits
         last = max(read_last_seq_no(self._folder), *(int(seq_no) for seq_no, _ in newest), 0)
+        if self._accelerator is not None and not self._budget.take(self, self._accelerator.size_of_files()):
+            self._go_without()
         tiles = None if self._accelerator is None else self._accelerator.load(searcher, self._index.schema, last)
         self._show(tiles, last, searcher)
 

@@ -13,7 +13,7 @@ from termwise.storage.checks import check_condition, check_depth, field_of
 from termwise.storage.tantivy.codec import decode_vectors
 from termwise.storage.tantivy.conditions import Conditions
 from termwise.storage.tantivy.layout import folder_size
-from termwise.storage.tantivy.plan import dot, rank_sparse
+from termwise.storage.tantivy.plan import dot, postings_budget, rank_sparse
 from termwise.storage.types import (
     Condition,
     Everything,
@@ -54,8 +54,14 @@ class TantivyReader:
         schema: Schema,
         tiles: Mapping[str, SparseTiles] | None,
         last_seq_no: int,
+        *,
+        limited: bool = False,
     ) -> None:
-        """Take a searcher and the tiles by sparse field; no tiles leave ranking to tantivy."""
+        """Take a searcher and the tiles by sparse field; no tiles leave ranking to tantivy.
+
+        `limited` bounds the postings that it reads for a sparse ranking, and so makes that inexact.
+        """
+        self._limited = limited
         self._folder = folder
         self._layout = layout
         self.searcher = searcher
@@ -104,7 +110,9 @@ class TantivyReader:
             return self._rank_lexical(leaf, depth, where)
         tiles = self._tiles(leaf.field)
         if tiles is None:
-            return rank_sparse(self, self._conditions, self._layout.places[leaf.field], leaf.vector, depth, where)
+            budget = postings_budget(self.searcher.num_docs, len(leaf.vector)) if self._limited else None
+            place = self._layout.places[leaf.field]
+            return rank_sparse(self, self._conditions, place, leaf.vector, depth, where, budget=budget, count=count)
         permitted = None if where is None else self._permitted(leaf.field, tiles, where)
         seq_nos, scores, total, counted = tiles.rank(leaf.vector, depth, permitted, count=count)
         return Ranking(seq_nos, scores, total, counted=counted)

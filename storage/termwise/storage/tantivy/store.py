@@ -21,6 +21,7 @@ from termwise.storage.errors import (
     StorageFullError,
     StorageLockedError,
 )
+from termwise.storage.tantivy.budget import Budget
 from termwise.storage.tantivy.index import TantivyIndex
 from termwise.storage.tantivy.layout import Layout, is_full, sync
 
@@ -36,6 +37,9 @@ _TRANSIENT: Final = "#"
 
 _LONGEST_NAME: Final = 255
 
+_PATIENCE: Final = 1.0
+"""Seconds without a write after which an index counts as idle."""
+
 _MOST_WRITERS: Final = 8
 """Writers that stay open in a store, each a few threads; busy ones are on top."""
 
@@ -43,15 +47,19 @@ _MOST_WRITERS: Final = 8
 class TantivyStore:
     """Indices in sub-folders, each with a lock of its own while it is open."""
 
-    def __init__(self, folder: Path, *, exact_path: bool = True) -> None:
-        """Open the folder. `exact_path` keeps sparse vectors in memory too, 6 bytes a weight, for fast search."""
+    def __init__(self, folder: Path, *, exact_path: bool = True, memory_bytes: int = 0, mapped_bytes: int = 0) -> None:
+        """Open the folder. `exact_path` keeps sparse vectors in memory too, 6 bytes a weight, for fast search.
+
+        `memory_bytes` and `mapped_bytes` limit what that may take (see `budget`).
+        """
+        self._budget = Budget(memory_bytes, mapped_bytes)
         self._folder = folder
         self._exact_path = exact_path
         self._open: dict[str, tuple[TantivyIndex, int]] = {}
         self._lock = threading.Lock()
         self._writers: list[TantivyIndex] = []
         self._writers_lock = threading.Lock()
-        self._upkeep = Upkeep()
+        self._upkeep = Upkeep(self._budget)
         if exact_path:
             import_module("termwise.storage.tantivy.tiles")  # compiles now, where it may, and not in a first request
         for path in folder.iterdir():
@@ -92,6 +100,7 @@ class TantivyStore:
                     path,
                     layout,
                     exact_path=self._exact_path,
+                    budget=self._budget,
                     on_writer=self._limit_writers,
                     on_work=self._upkeep.ask,
                 )
@@ -99,6 +108,8 @@ class TantivyStore:
                 os.close(lock)
                 raise
             self._open[name] = index, lock
+            for cold in self._budget.cold():
+                cold.cool()
             return index
 
     def list(self) -> list[str]:
@@ -157,8 +168,9 @@ class TantivyStore:
 class Upkeep:
     """One thread that sees to the tiles of all indices of a store, one tile at a time."""
 
-    def __init__(self) -> None:
-        """Begin without a thread; the first index that asks starts it."""
+    def __init__(self, budget: Budget) -> None:
+        """Begin without a thread; the first index that asks starts it. What is cold by the `budget` is cooled."""
+        self._budget = budget
         self._waiting: queue.SimpleQueue[TantivyIndex | None] = queue.SimpleQueue()
         self._asked: set[TantivyIndex] = set()
         self._lock = threading.Lock()
@@ -185,15 +197,31 @@ class Upkeep:
             self._thread.join()
 
     def _run(self) -> None:
-        while (index := self._waiting.get()) is not None and not self._closed:
-            with self._lock:
-                self._asked.discard(index)
+        resting: set[TantivyIndex] = set()
+        while not self._closed:
             try:
-                if index.upkeep():
+                index = self._waiting.get(timeout=_PATIENCE / 2 if resting else None)
+                if index is None:
+                    return
+                with self._lock:
+                    self._asked.discard(index)
+                resting.add(index)
+                if self._seen_to(index):
                     self.ask(index)
-            except Exception:  # noqa: BLE001 - the next one may go well
-                _log.exception("tiles were left as they are")
-            del index
+            except queue.Empty:
+                for index in tuple(resting):
+                    if index.idle_seconds >= _PATIENCE and not self._seen_to(index, idle=True):
+                        resting.discard(index)
+
+    def _seen_to(self, index: TantivyIndex, *, idle: bool = False) -> bool:
+        try:
+            done = index.upkeep(idle=idle)
+            for cold in self._budget.cold() if done else ():
+                cold.cool()
+        except Exception:  # noqa: BLE001 - they are only faster, not needed
+            _log.exception("tiles were left as they are")
+            return False
+        return done
 
 
 def _lock_file(folder: Path) -> int:

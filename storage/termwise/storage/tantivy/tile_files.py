@@ -1,13 +1,13 @@
 """Tiles in files: a pure cache of what tantivy's stored vectors say, mapped into memory when an index opens.
 
-A file holds one tile of one field: its arrays and its words. It says nothing of deletions, so it stays true for ever: a
-seq_no never changes its vector, and a tile holds every document of its span of seq_nos that was alive when it was made.
+A file holds one sealed tile of one field: its arrays and its words. It says nothing of deletions, so it stays true for
+ever: a seq_no never changes its vector, and a tile holds every document of its span that was alive when it was made.
 It is written beside its final name, synced, and renamed; whatever is not as it was written is refused, removed and
 built anew from the stored vectors (ADR 11).
 
 A file: 8 bytes of magic, 4 of header length, the header as JSON, 4 of the CRC-32 of all before, then arrays as they lie
 in memory, little-endian, each at a multiple of 64 bytes. The header names the format's version, the index, the field,
-whether the tile was sealed, and each array's type, shape, place and checksum.
+and each array's type, shape, place and checksum.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import re
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +45,9 @@ _PAGE: Final = 4096
 _LONGEST_HEADER: Final = 1 << 20
 _NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)\.tile")
 _UNFINISHED: Final = ".new"
+_NOTHING: Final = np.empty(0, np.uint8)
+_COLD: Final = 20
+"""MADV_COLD of Linux, which Python does not name."""
 
 
 class TileFileError(Exception):
@@ -56,7 +60,6 @@ class TileContent:
 
     arrays: Mapping[str, NDArray[Any]]
     words: Sequence[str]
-    sealed: bool
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -100,7 +103,6 @@ def write_tile(folder: Path, index: str, field: int, content: TileContent) -> Ti
         "format_version": TILE_FORMAT,
         "index": index,
         "field": field,
-        "sealed": content.sealed,
         "arrays": [
             {"name": name, "type": array.dtype.str, "shape": array.shape, "checksum": checksum(array)}
             for name, array in arrays.items()
@@ -150,7 +152,7 @@ def read_tile(file: TileFile, index: str) -> TileContent:
     seq_nos = arrays["seq_nos"]
     if (int(seq_nos[0]), int(seq_nos[-1])) != (file.first, file.last):
         raise TileFileError("its name is another file's")
-    return TileContent(arrays, words, bool(head["sealed"]))
+    return TileContent(arrays, words)
 
 
 def _header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
@@ -194,4 +196,11 @@ def checksum(array: NDArray[Any]) -> int:
     return zlib.crc32(data[whole:].data, zlib.crc32(sums.data))
 
 
-_NOTHING: Final = np.empty(0, np.uint8)
+def cool(array: NDArray[Any]) -> None:
+    """Tell the kernel to reclaim the file that an array is mapped from before other pages; others are left alone."""
+    holder: Any = array
+    while isinstance(holder, (np.ndarray, memoryview)):
+        holder = holder.base if isinstance(holder, np.ndarray) else holder.obj
+    if isinstance(holder, mmap.mmap):
+        with suppress(OSError):  # Linux before 5.4
+            holder.madvise(_COLD)

@@ -19,36 +19,40 @@ if TYPE_CHECKING:
 _MOST_DEAD: Final = 4
 """A sealed tile is made anew when one of so many of its documents is dead: a search reads the dead ones too."""
 
-_SMALL: Final = TILE * 3 // 4
-"""Sealed neighbours are joined when they come to no more than this, so that the new one does not shrink at once."""
+_MOST_DEAD_IDLE: Final = 8
+"""The same for an index that nobody writes to, where it keeps nobody waiting."""
+
+_WORTH_SEALING: Final = 2048
+"""Documents in unsealed tiles that are sealed when nobody writes; fewer are searched as fast as they are."""
 
 
-def tiles_to_seal(tiles: Sequence[Tile]) -> slice | None:
+def tiles_to_seal(tiles: Sequence[Tile], *, idle: bool = False) -> slice | None:
     """Choose neighbours that are to become one sealed tile, the oldest first; None where all is well.
 
-    Unsealed tiles are full when the next one does not fit in with them.
+    Unsealed tiles are full when the next one does not fit in with them; with `idle`, they need not be full.
     """
-    first = 0
-    while first < len(tiles):
-        if tiles[first].sealed:
-            first += 1
-            continue
-        last, live = first, 0
-        while last < len(tiles) and not tiles[last].sealed and live + tiles[last].live <= TILE:
-            live += tiles[last].live
-            last += 1
-        if last < len(tiles) or live == TILE:
-            return slice(first, last)
-        break
-    for place, tile in enumerate(tiles):
-        if not tile.sealed:
-            continue
-        following = tiles[place + 1] if place + 1 < len(tiles) else None
-        if following is not None and following.sealed and tile.live + following.live <= _SMALL:
-            return slice(place, place + 2)
-        if _MOST_DEAD * (len(tile) - tile.live) >= len(tile):
-            return slice(place, place + 1)
+    place = 0
+    while place < len(tiles):
+        end, live = _run(tiles, place)
+        if tiles[place].sealed:
+            dead = len(tiles[place]) - tiles[place].live
+            if end > place + 1:
+                return slice(place, end)
+            if (_MOST_DEAD_IDLE if idle else _MOST_DEAD) * dead >= len(tiles[place]):
+                return slice(place, place + 1)
+        elif end < len(tiles) or live == TILE or (idle and live >= _WORTH_SEALING):
+            return slice(place, end)
+        place = end
     return None
+
+
+def _run(tiles: Sequence[Tile], first: int) -> tuple[int, int]:
+    """Give the end of the longest run of tiles, all sealed or none, that fit into one; and how many are alive there."""
+    end, live = first + 1, tiles[first].live
+    while end < len(tiles) and tiles[end].sealed == tiles[first].sealed and live + tiles[end].live <= TILE:
+        live += tiles[end].live
+        end += 1
+    return end, live
 
 
 def reserved(tiles: Sequence[Tile], run: slice) -> list[Tile]:
