@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from termwise.storage.tantivy.compiling import compile_kernel
 from termwise.storage.tantivy.sealing import join, seal
+from termwise.storage.tantivy.tile import restore
 from termwise.storage.tantivy.tiles import TILE, Batch, SparseTiles, Vocabulary
 from termwise.storage.types import SMALLEST_WEIGHT, SparseVector, sparse_vector
 
@@ -160,6 +161,26 @@ def test_blocks_and_tiles_rank_as_one(
         check(tiles, vector, depth, expected)
         seq_nos, _, total, _ = tiles.rank(vector, depth, tiles.permit(few))
         assert (seq_nos.tolist(), total) == (narrowed[:depth], len(narrowed))
+
+
+def test_a_tile_cut_for_another_block_size_is_cut_again(large: tuple[SparseTiles, dict[int, SparseVector]]) -> None:
+    tiles, _ = large
+    whole = seal([tiles.tiles[0]])
+    old = np.zeros((len(whole.cuts), 9), np.uint32)
+    names = ("seq_nos", "starts", "docs", "weights", "maxima", "minima", "rows")
+    arrays = {name: getattr(whole, name) for name in names}
+        name: getattr(whole, name) for name in ("seq_nos", "starts", "docs", "weights", "maxima", "minima", "rows")
+    }
+    for array in arrays.values():
+        array.flags.writeable = False
+    vocabulary = Vocabulary()
+    words = [tiles.vocabulary.words[number] for number in whole.tokens.tolist()]
+    restored = SparseTiles(vocabulary, (restore(vocabulary, words, cuts=old, **arrays),))
+    expected = SparseTiles(tiles.vocabulary, (whole,))
+    for query in QUERIES:
+        vector = sparse_vector(list(query), list(query.values()))
+        for ours, theirs in zip(restored.rank(vector, 50), expected.rank(vector, 50), strict=True):
+            assert np.array_equal(ours, theirs)
 
 
 def test_as_many_ties_as_there_are_documents() -> None:
