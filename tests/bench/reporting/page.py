@@ -142,8 +142,8 @@ def _told(run: Row) -> str:
 def _encode(results: Results) -> Iterator[str]:
     yield (
         "Texts in, sparse vectors out, one thread each: milliseconds (quartiles), and how many times faster than "
-        "sentence-transformers. A query is some 9 tokens, passages are of 60 to 150 tokens in one batch of 32. Engines take "
-        "turns; a turn begins with a call that is not timed."
+        "sentence-transformers. A query is some 9 tokens, passages are of 60 to 150 tokens in one batch of 32. "
+        "Engines take turns; a turn begins with a call that is not timed."
     )
     rows = results.rows("encode")
     for model, shown in bars.MODELS.items():
