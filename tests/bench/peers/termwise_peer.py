@@ -71,7 +71,7 @@ class Termwise:
         self._words = np.array(collection.vocabulary, dtype=object)
         count = collection.documents.shape[0]
         self._stores = [TantivyStore(folder / "fresh")]
-        self._readers = {"fresh": self._stores[0].open(_NAME).reader()}
+        self._indices = {"fresh": self._stores[0].open(_NAME)}
         self._numbers = {"fresh": np.arange(-1, count)}
         if not self._with_updates:
             return
@@ -87,7 +87,7 @@ class Termwise:
                 assert isinstance(outcome, Written), outcome
                 numbers.resize(max(outcome.seq_no + 1, len(numbers)), refcheck=False)
                 numbers[outcome.seq_no] = int(outcome.id)
-        self._readers["updated"] = index.reader()
+        self._indices["updated"] = index
         self._numbers["updated"] = numbers
 
     def lanes(self, queries: Sequence[Query], k: int, truth: Truth) -> list[Lane]:
@@ -96,7 +96,7 @@ class Termwise:
         leaves = [Sparse("vec", SparseVector(tuple(self._words[tokens]), weights)) for tokens, weights in queries]
         return [
             Lane("termwise", leaves, self._call(state, k), self._read(state), "exact path", state, exact=True)
-            for state in self._readers
+            for state in self._indices
         ]
 
     def memory_bytes(self) -> None:
@@ -104,12 +104,12 @@ class Termwise:
 
     def close(self) -> None:
         """Close the indices."""
-        self._readers.clear()
+        self._indices.clear()
         for store in self._stores:
             store.close()
 
     def _call(self, state: str, k: int) -> Callable[[Sparse], Any]:
-        rank = self._readers[state].rank
+        rank = self._indices[state].reader().rank
         return lambda leaf: rank(leaf, k, count=1)
 
     def _read(self, state: str) -> Callable[[Any], Answer]:
