@@ -1,7 +1,8 @@
 """Milvus Lite (PyPI `pymilvus`, `milvus-lite`, Apache-2.0): the local form of Milvus, in Python, over a folder.
 
 Through its client, so a local call by gRPC is in its figures, as it is in `termwise grpc`. An exact
-SPARSE_INVERTED_INDEX with the inner product. The full Milvus is another engine and was not measured."""
+SPARSE_INVERTED_INDEX with the inner product. The full Milvus is another engine and was not measured.
+"""
 
 from __future__ import annotations
 

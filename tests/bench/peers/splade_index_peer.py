@@ -2,7 +2,8 @@
 
 Its `retrieve` encodes texts by a sentence-transformers model; here vectors are at hand, so its numba function is
 called below that, as `retrieve` does, with one thread. Memory is that of its arrays; it keeps them on disk
-compressed, which is left out."""
+compressed, which is left out.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 The call returns the version numbers and exact float32 scores of the k best; as with Lucene, matches beyond the k best
 are not counted. The vectors of queries are made beforehand. State "updated": 20 % of the documents were given the
 vector of another, and 10 % deleted, in batches through the same port, in the process that measures and without a
-restart."""
+restart. Readers are taken when queries begin, so that tiles may have been sealed in the background, as in a service.
+"""
 
 from __future__ import annotations
 
