@@ -169,8 +169,6 @@ def test_a_tile_cut_for_another_block_size_is_cut_again(large: tuple[SparseTiles
     old = np.zeros((len(whole.cuts), 9), np.uint32)
     names = ("seq_nos", "starts", "docs", "weights", "maxima", "minima", "rows")
     arrays = {name: getattr(whole, name) for name in names}
-        name: getattr(whole, name) for name in ("seq_nos", "starts", "docs", "weights", "maxima", "minima", "rows")
-    }
     for array in arrays.values():
         array.flags.writeable = False
     vocabulary = Vocabulary()
