@@ -232,13 +232,14 @@ def main() -> int:
     place = Path(tempfile.mkdtemp(prefix="termwise-bench-"))
     try:
         with (
-            serving.server(place) as (address, _),
+            serving.server(place) as (address, process),
             grpc.insecure_channel(address, serving.OPTIONS) as channel,
         ):
             precision = serving.deploy(channel, "for_search", "for_ingest")
             stub = trained_models_pb2_grpc.TrainedModelsStub(channel)
             rows = overhead(stub, place / "data" / "models" / serving.MODEL, precision, arguments.calls)
             fill(channel, arguments.documents)
+            serving.settle(process)
             rows += search(channel, address, place, arguments)
             rows.append(health(address, "health-idle", arguments.seconds, None))
             with saturated(address):

@@ -52,6 +52,21 @@ def server(place: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[byt
             process.wait(timeout=60)
 
 
+def settle(process: subprocess.Popen[bytes], longest: float = 60.0) -> None:
+    """Wait until a server has nothing left to do after writes: merging segments and sealing tiles take a while."""
+    until = time.perf_counter() + longest
+    calm = 0
+    while calm < 3 and time.perf_counter() < until:
+        before = _cpu_seconds(process.pid)
+        time.sleep(1)
+        calm = calm + 1 if _cpu_seconds(process.pid) - before < 0.05 else 0
+
+
+def _cpu_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def deploy(channel: grpc.Channel, *deployments: str, allocations: int = 1) -> str:
     """Download the default model where it is not there yet, and deploy it without a cache; give its precision.
 
