@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOTS = ("service", "storage", "clients/python")
+KERNEL = "service/termwise/server/inference/native/libtermwise_kernel.so"
 PORTIONS = ("termwise/server", "termwise/storage", "termwise/client", "termwise/cli", "termwise/v1")
 
 
@@ -50,6 +51,8 @@ def copy_sources(target: Path) -> None:
         shutil.copy(ROOT / name, target)
     for root in ROOTS:
         shutil.copytree(ROOT / root, target / root, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    # An editable install leaves its kernel there.
+    (target / KERNEL).write_bytes(b"stale")
 
 
 @pytest.mark.parametrize("compiler", ["cc", "no-such-compiler"])
@@ -62,12 +65,13 @@ def test_a_wheel_has_the_kernel_where_there_is_a_compiler(tmp_path: Path, compil
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run([*command, str(source)], check=True, env=os.environ | {"CC": compiler})
     (wheel,) = tmp_path.glob("termwise-*.whl")
-    kernels = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
+    with zipfile.ZipFile(wheel) as archive:
+        kernels = {name: archive.read(name)[:4] for name in archive.namelist() if name.endswith(".so")}
     if compiler == "cc":
-        assert kernels == ["termwise/server/inference/native/libtermwise_kernel.so"]
+        assert kernels == {KERNEL.removeprefix("service/"): b"\x7fELF"}
         assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
     else:
-        assert kernels == []
+        assert kernels == {}
         assert wheel.name.endswith("-py3-none-any.whl")
 
 
