@@ -230,9 +230,10 @@ static termwise_rows prepare(const worker *me, const float *from, int64_t width,
     return (termwise_rows){memory->units, memory->scale, matrix->units};
 }
 
-/* A place for what `matrix` will multiply: bfloat16 where it takes that, floats otherwise. */
+/* A place for what `matrix` will multiply: bfloat16 where it takes that, floats otherwise. Rows of an odd width stay
+   floats too: who writes them head by head would leave the last half of each row's last unit as it was. */
 static target place_for(const termwise_matrix *matrix, int64_t width, float *floats, uint32_t *halves) {
-    if (matrix->kind == BFLOAT16) return (target){.halves = (uint16_t *)halves, .stride = 2 * matrix->units};
+    if (matrix->kind == BFLOAT16 && width % 2 == 0) return (target){.halves = (uint16_t *)halves, .stride = 2 * matrix->units};
     return (target){.floats = floats, .stride = width};
 }
 
