@@ -16,6 +16,9 @@ from termwise.server.inference.architectures import ACTIVATIONS
 from termwise.server.inference.base import ExpansionConfig, Side
 from termwise.server.inference.hardware import has_bfloat16
 from termwise.server.inference.loader import inspect_model, load_encoder
+from termwise.server.inference.native.library import best_level
+from termwise.server.inference.native.network import NativeNetwork
+from termwise.server.inference.networks import TorchNetwork
 from termwise.server.settings import KERNEL
 
 if TYPE_CHECKING:
@@ -280,3 +283,42 @@ def test_model_that_differs_from_plain_transformers_is_refused(folder: Path, mon
     with pytest.raises(FailedPreconditionError, match="differ from those of plain transformers") as caught:
         load_encoder(folder, CONFIG)
     assert caught.value.reason_code == "PARITY_FAILED"
+
+
+@pytest.mark.parametrize("broken", ["__init__", "pool"])
+def test_a_network_that_does_not_run_leaves_the_work_to_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    if best_level() is None:
+        pytest.skip("there is no network but torch's")
+    monkeypatch.setattr(NativeNetwork, broken, raising(RuntimeError("could not create a primitive")))
+    encoder: Any = load_encoder(folder, CONFIG, precision="float32")
+    assert encoder.kernel == "torch"
+    assert "float32 does not run here" in caplog.text
+    assert "could not create a primitive" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("could not create a primitive"), r"does not run in float32 here \(RuntimeError\)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_a_model_that_no_network_runs_is_told_from_one_that_differs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    monkeypatch.setenv(KERNEL, "off")
+    monkeypatch.setattr(TorchNetwork, "pool", raising(error))
+    with pytest.raises(FailedPreconditionError, match=message) as caught:
+        load_encoder(folder, CONFIG)
+    assert caught.value.reason_code == "MODEL_DOES_NOT_RUN"
+    assert caught.value.__cause__ is error
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_every_architecture_computes_as_torch_does(
     monkeypatch.setenv(KERNEL, level.name)
     folder = open_folder(make_model(architecture, initializer_range=0.1, **changes))
     tensors = _read_tensors(folder)
-    network: Any = next(make_networks(folder, tensors, precision))
+    network: Any = make_networks(folder, tensors, precision)[0]()
     assert network.kernel.startswith(level.name)
     random = np.random.default_rng(3)
     lengths = [1, 1, 2, 7, 8, 9, 16, 17, 47, 48, 49, 90, folder.dimensions.longest]
@@ -181,7 +182,7 @@ def test_every_architecture_computes_as_torch_does(
 @needs_kernel
 def test_ids_and_lengths_beyond_the_model_are_refused(make_model: Callable[..., Path]) -> None:
     folder = open_folder(make_model())
-    network = next(make_networks(folder, _read_tensors(folder), "float32"))
+    network = make_networks(folder, _read_tensors(folder), "float32")[0]()
     for text in ([40], [-1], [], [1] * 101):
         with pytest.raises(IndexError):
             network.pool([text])
@@ -209,7 +210,7 @@ def test_several_threads_compute_the_same_bits(make_model: Callable[..., Path], 
     if Kind[precision.upper()] not in levels()[0].kinds:
         pytest.skip(f"this processor has no {precision}")
     folder = open_folder(make_model(hidden_size=160, initializer_range=0.1))
-    network = next(make_networks(folder, _read_tensors(folder), precision))
+    network = make_networks(folder, _read_tensors(folder), precision)[0]()
     random = np.random.default_rng(5)
     batches = [[random.integers(0, 40, length).tolist() for length in sizes] for sizes in ([3], [9, 90], [50] * 30)]
 
@@ -237,9 +238,15 @@ class Timed:
 
 def test_the_fastest_network_comes_first() -> None:
     clock = [0.0]
-    networks = [Timed(name, seconds, clock) for name, seconds in (("slow", 2), ("fast", 1), ("slowest", 3))]
-    ranked = fastest_first(networks, 96, lambda: clock[0])
-    assert [network.kernel for network in ranked] == ["fast", "slow", "slowest"]
+
+    def fail() -> Timed:
+        message = "could not create a primitive"
+        raise RuntimeError(message)
+
+    makers = [partial(Timed, name, seconds, clock) for name, seconds in (("slow", 2), ("fast", 1), ("slowest", 3))]
+    *ranked, last = fastest_first([fail, *makers], 96, lambda: clock[0])
+    assert [make().kernel for make in ranked] == ["fast", "slow", "slowest"]
+    assert last is fail
 
 
 @needs_kernel
@@ -250,8 +257,8 @@ def test_with_tiles_for_bfloat16_networks_are_timed(
         pytest.skip("this processor does not compute in bfloat16")
     folder = open_folder(make_model())
     monkeypatch.setattr("termwise.server.inference.networks.has_amx", lambda: True)
-    networks = list(make_networks(folder, _read_tensors(folder), "bfloat16"))
-    assert sorted(network.kernel for network in networks) == ["avx512bf16, layers in float32", "torch"]
+    makers = make_networks(folder, _read_tensors(folder), "bfloat16")
+    assert sorted(make().kernel for make in makers) == ["avx512bf16, layers in float32", "torch"]
 
 
 @pytest.mark.parametrize("name", ["no-such-library.so", "libc.so.6"])

@@ -15,7 +15,7 @@ from termwise.server.inference.fingerprints import fingerprint_sides
 from termwise.server.inference.text import TextTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -79,8 +79,9 @@ def load_encoder(
         device: "cpu", "cuda", or "auto": a CUDA device where there is one.
 
     Raises:
-        FailedPreconditionError: the model cannot be used, its vectors differ from those of plain transformers, or the
-            device or the precision cannot be had; the error then names the setting or field and what to use.
+        FailedPreconditionError: the model cannot be used or does not run here, its vectors differ from those of plain
+            transformers, or the device or the precision cannot be had; the error then names the setting or field and
+            what to use.
 
     """
     if precision not in PRECISIONS:
@@ -105,29 +106,49 @@ def load_encoder(
     tensors = _read_tensors(opened)
     set_compute_threads(threads)
     judge = Judge(opened, fingerprints[Side.DOCUMENT], cache)
-    problem: str | None = None
-    for choice in choices:
+    refusal: str | None = None
+    failure: Exception | None = None
+    for choice, make in ((each, maker) for each in choices for maker in make_networks(opened, tensors, each)):
         try:
-            for network in make_networks(opened, tensors, choice):
-                encoder = SpladeEncoder(config, tokenizer, fingerprints, network, choice)
-                problem = judge.compare(encoder)
-                if problem is None:
-                    _log.info("encoder in %s by %s", choice, network.kernel)
-                    return encoder
-                _log.warning("encoder in %s by %s is refused: %s", choice, network.kernel, problem)
-        except RuntimeError as error:
-            # A product that this processor or build of torch lacks.
-            problem = f"{choice} does not run here: {type(error).__name__}"
+            network = make()
+            encoder = SpladeEncoder(config, tokenizer, fingerprints, network, choice)
+            problem = judge.compare(encoder)
+        except (RuntimeError, MemoryError) as error:
+            # A product that this processor or build of torch lacks, or memory: the next network may do without.
+            _log.warning("encoder in %s does not run here", choice, exc_info=error)
+            failure = error
+            continue
+        if problem is None:
+            _log.info("encoder in %s by %s", choice, network.kernel)
+            return encoder
+        _log.warning("encoder in %s by %s is refused: %s", choice, network.kernel, problem)
+        refusal = problem
+    if refusal is None and failure is not None:
+        raise _does_not_run(choices[-1], failure) from failure
     if choices[-1] != "float32":
-        raise _refused(f"this model's vectors in it differ too much from the exact ones ({problem})", "PARITY_FAILED")
+        raise _refused(f"this model's vectors in it differ too much from the exact ones ({refusal})", "PARITY_FAILED")
     raise FailedPreconditionError(
-        f"The model's vectors differ from those of plain transformers ({problem}); it cannot be served.",
+        f"The model's vectors differ from those of plain transformers ({refusal}); it cannot be served.",
         reason="PARITY_FAILED",
         metadata={"architecture": opened.architecture.name},
-    )
+    ) from failure
 
 
-def _choose_device(device: str) -> tuple[Callable[..., Iterable[Network]], set[str], str]:
+def _does_not_run(precision: str, error: Exception) -> FailedPreconditionError:
+    """Make the error for a model that no network computes, from what the last one raised."""
+    # torch has no type for the processor's memory, and one that is a RuntimeError for a device's.
+    if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):
+        return FailedPreconditionError(
+            "The model does not run here: out of memory; free some, or use a smaller model.",
+            reason="MODEL_DOES_NOT_RUN",
+        )
+    why = f"the model does not run in {precision} here ({type(error).__name__}); the server's log says more"
+    if precision != "float32":
+        return _refused(why, "MODEL_DOES_NOT_RUN")
+    return FailedPreconditionError(f"{why[0].upper()}{why[1:]}.", reason="MODEL_DOES_NOT_RUN")
+
+
+def _choose_device(device: str) -> tuple[Callable[..., Iterable[Callable[[], Network]]], set[str], str]:
     """Give what makes networks on a device, the precisions that they compute in there, and the device in words."""
     from termwise.server.inference import device as devices  # noqa: PLC0415 - imports torch
     from termwise.server.inference.hardware import has_bfloat16  # noqa: PLC0415
@@ -140,8 +161,8 @@ def _choose_device(device: str) -> tuple[Callable[..., Iterable[Network]], set[s
         able = {"float32"} | ({"bfloat16"} if has_bfloat16() else set()) | ({"int8"} if has_int8() else set())
         return make_networks, able, "this processor"
 
-    def make(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> Iterator[Network]:
-        yield devices.DeviceNetwork(folder, tensors, precision, cuda)
+    def make(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> list[Callable[[], Network]]:
+        return [lambda: devices.DeviceNetwork(folder, tensors, precision, cuda)]
 
     return make, {"float32"} | ({"bfloat16"} if devices.cuda_has_bfloat16() else set()), "this CUDA device"
 

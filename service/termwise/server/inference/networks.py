@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -77,8 +80,13 @@ class TorchNetwork:
         return logits
 
 
-def make_networks(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> Iterator[Network]:
-    """Make the networks that compute in a precision here, the best one first; each is made when it is asked for.
+def make_networks(
+    folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str
+) -> Sequence[Callable[[], Network]]:
+    """Give what makes the networks that compute in a precision here, the best one first.
+
+    Making one, or its first use, raises RuntimeError where the processor or this build of torch lacks a product, and
+    RuntimeError or MemoryError where memory does not suffice.
 
     Args:
         folder: the model.
@@ -86,40 +94,48 @@ def make_networks(folder: ModelFolder, tensors: Mapping[str, Tensor], precision:
         precision: "float32", "bfloat16" or "int8"; the last one has no network but the kernel's.
 
     """
-    networks = _make_networks(folder, tensors, precision)
+    makers = list(_makers(folder, tensors, precision))
     if precision == "bfloat16" and has_amx():
         # Which one wins depends on the model's width; so far nobody has measured it.
-        networks = iter(fastest_first(networks, folder.dimensions.longest))
-    return networks
+        return fastest_first(makers, folder.dimensions.longest)
+    return makers
 
 
 def fastest_first(
-    networks: Iterable[Network], longest: int, clock: Callable[[], float] = time.perf_counter
-) -> list[Network]:
-    """Sort networks by the time that a text of up to 128 tokens takes them."""
+    makers: Iterable[Callable[[], Network]], longest: int, clock: Callable[[], float] = time.perf_counter
+) -> list[Callable[[], Network]]:
+    """Sort networks by the time that a text of up to 128 tokens takes them; those that do not run come last."""
     text = [0] * min(_PROBE_TOKENS, longest)
+    timed: list[tuple[float, Callable[[], Network]]] = []
+    for make in makers:
+        try:
+            network = make()
+            network.pool([text])  # the first call touches the weights
+            start = clock()
+            network.pool([text])
+        except (RuntimeError, MemoryError):
+            timed.append((math.inf, make))  # whoever makes it again hears why
+        else:
+            timed.append((clock() - start, partial(_identity, network)))
+    return [make for _, make in sorted(timed, key=itemgetter(0))]
 
-    def seconds(network: Network) -> float:
-        network.pool([text])  # the first call touches the weights
-        start = clock()
-        network.pool([text])
-        return clock() - start
 
-    return sorted(networks, key=seconds)
+def _identity(network: Network) -> Network:
+    return network
 
 
-def _make_networks(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> Iterator[Network]:
+def _makers(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> Iterator[Callable[[], Network]]:
     kind = _KINDS[precision]
     level = best_level()
     if level is not None and kind in level.kinds:
         narrow = folder.dimensions.hidden <= _NARROW
-        yield _make_native(level, folder, tensors, (Kind.FLOAT32 if narrow else kind, kind))
+        yield partial(_make_native, level, folder, tensors, (Kind.FLOAT32 if narrow else kind, kind))
         if kind is Kind.INT8 and not narrow:
             # Some models have numbers of very different size in one row. The head alone in int8 is worth having too.
             layers = Kind.BFLOAT16 if Kind.BFLOAT16 in level.kinds else Kind.FLOAT32
-            yield _make_native(level, folder, tensors, (layers, kind))
+            yield partial(_make_native, level, folder, tensors, (layers, kind))
     if precision in _DTYPES:
-        yield TorchNetwork(folder, tensors, precision)
+        yield partial(TorchNetwork, folder, tensors, precision)
 
 
 def has_int8() -> bool:
