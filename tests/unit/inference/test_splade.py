@@ -265,3 +265,24 @@ def test_memory_is_bounded_for_256_texts_of_512_tokens(model_folder: Path, parit
     command = [sys.executable, "-c", _MEMORY, str(model_folder), "float32", str(parity_cache)]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert 0 < grown < 600e6
+
+
+def test_logits_of_a_batch_take_a_bounded_memory(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("termwise.server.inference.splade._LOGITS_BYTES", 3 * 40 * 4)
+    encoder: Any = load_encoder(make_model(), ExpansionConfig(), precision="float32")
+    sizes: list[int] = []
+    run = encoder._run
+
+    def record(texts: Sequence[Sequence[int]]) -> Any:
+        sizes.append(len(texts))
+        return run(texts)
+
+    monkeypatch.setattr(encoder, "_run", record)
+    texts = ["the cat", "sat", "a b c", "mat", "the cat", "b", "c"]
+    together = encoder.encode(encoder.tokenize(texts, Side.QUERY), Side.QUERY)
+    assert sizes == [3, 3, 1]
+    for text, expansion in zip(texts, together, strict=True):
+        (alone,) = encoder.encode(encoder.tokenize([text], Side.QUERY), Side.QUERY)
+        assert alone.token_ids.tolist() == expansion.token_ids.tolist()

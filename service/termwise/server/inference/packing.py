@@ -19,8 +19,10 @@ class Group:
     length: int
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def plan_batches(lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
     """Sort texts by length and cut the line into batches of at most `budget` tokens; a longer text is alone.
+
+    A batch has at most `most` texts, where it is given.
 
     Returns:
         Positions in `lengths`, a list a batch. Texts of length 0 are in none.
@@ -30,7 +32,7 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     total = budget
     for position in sorted((each for each, length in enumerate(lengths) if length), key=lengths.__getitem__):
         total += lengths[position]
-        if total > budget:
+        if total > budget or (batches and len(batches[-1]) == most):
             batches.append([])
             total = lengths[position]
         batches[-1].append(position)

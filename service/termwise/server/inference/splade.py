@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _BATCH_TOKENS = 2048
 # The same on a device, which wants more work at a time; 32 texts of 512 tokens. Not measured: there was none at hand.
 _DEVICE_TOKENS = 16_384
+# Most bytes of a batch's logits: each thread that runs a model keeps the memory of its largest batch.
+_LOGITS_BYTES = 32 * 1024 * 1024
 
 _NO_IDS = np.empty(0, dtype=np.int64)
 _NO_WEIGHTS = np.empty(0, dtype=np.float32)
@@ -51,10 +53,12 @@ class SpladeEncoder:
         self._run: Callable[[Sequence[Sequence[int]]], Iterable[Any]] = network.pool
         self._read: Callable[..., tuple[NDArray[np.int64], NDArray[np.float32]]] = extract
         self._batch_tokens = _BATCH_TOKENS
-        if isinstance(network, DeviceNetwork):
-            self._run, self._read, self._batch_tokens = network.positive, weigh, _DEVICE_TOKENS
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer.vocabulary)
+        self._batch_texts: int | None = max(1, _LOGITS_BYTES // (4 * len(self._vocabulary)))
+        if isinstance(network, DeviceNetwork):
+            self._run, self._read, self._batch_tokens = network.positive, weigh, _DEVICE_TOKENS
+            self._batch_texts = None
         self._fingerprints = fingerprints
         self._precision = precision
         self._min_weight = config.min_weight
@@ -99,7 +103,7 @@ class SpladeEncoder:
         """Run the model, batch by batch; see `Encoder.encode`."""
         expansions = [Expansion((), _NO_IDS, _NO_WEIGHTS, 0, text.truncated) for text in texts]
         max_terms = self._max_terms[side]
-        for batch in plan_batches([len(text.ids) for text in texts], self._batch_tokens):
+        for batch in plan_batches([len(text.ids) for text in texts], self._batch_tokens, self._batch_texts):
             ids_of_texts = [texts[position].ids for position in batch]
             with turn:
                 rows = self._run(ids_of_texts)
