@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -38,6 +39,17 @@ _ACTIVATIONS = {
     ("relu", ""): Activation.RELU,
 }
 _LINE = 64
+# Fewest tokens that a further thread is worth waiting for: a query runs alone, where two threads on a busy machine took
+# five times as long.
+_TOKENS_A_THREAD = 64
+
+
+def team_size(asked: int, tokens: int) -> int:
+    """Tell how many threads compute: no more than were asked for, than have work, or than this thread has processors.
+
+    A team waits for each of its threads after every step, so that one without a processor holds up all.
+    """
+    return min(asked, tokens // _TOKENS_A_THREAD + 1, len(os.sched_getaffinity(0)))
 
 
 class NativeNetwork:
@@ -66,7 +78,7 @@ class NativeNetwork:
             kinds: numbers that the layers multiply, and the decoder.
             distances: what attention adds by distance, `[heads, 2 * longest - 1]`, from the furthest token before to
                 the furthest after; None where it adds nothing.
-            threads: asked at each call how many threads may compute.
+            threads: asked at each call how many threads may compute; see `team_size`.
 
         """
         body, head = kinds
@@ -132,7 +144,8 @@ class NativeNetwork:
         if ids.min() < 0 or ids.max() >= dimensions.vocabulary:
             raise IndexError("An id is not in the vocabulary.")
         places = self._places(ids, starts, lengths)
-        batch = BatchStructure(ids.ctypes.data, places.ctypes.data, starts.ctypes.data, len(texts), self._threads())
+        threads = team_size(self._threads(), ids.size)
+        batch = BatchStructure(ids.ctypes.data, places.ctypes.data, starts.ctypes.data, len(texts), threads)
         scratch = self._memory("scratch", self._level.scratch(self._model, batch))
         size = len(texts) * dimensions.vocabulary
         out = self._memory("out", size * 4)[: size * 4].view(np.float32).reshape(len(texts), dimensions.vocabulary)

@@ -10,6 +10,8 @@
 #include <stdint.h>
 
 #define MOST_THREADS 64
+/* Some 5 to 10 microseconds. */
+#define MOST_PAUSES 200
 
 typedef struct team team;
 
@@ -40,8 +42,8 @@ static inline share share_of(const worker *me, int64_t count) {
     return (share){count * me->rank / size, count * (me->rank + 1) / size};
 }
 
-/* Wait until every thread of the team is here. The steps are short, so that sleeping would take longer; a thread whose
-   processor is wanted by others gives it up. */
+/* Wait until every thread of the team is here. The steps are short, so that sleeping would take longer; but who waits
+   long waits for a thread that has no processor, perhaps for want of this one, so it gives this one up. */
 static inline void meet(const worker *me) {
     team *const all = me->of;
     if (all->size == 1) return;
@@ -52,7 +54,7 @@ static inline void meet(const worker *me) {
         return;
     }
     for (int turn = 0; atomic_load(&all->round) == round; turn++) {
-        if (turn < 2000) {
+        if (turn < MOST_PAUSES) {
             __builtin_ia32_pause();
         } else {
             sched_yield();
