@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
 import platform
 import re
@@ -55,7 +57,7 @@ def copy_sources(target: Path) -> None:
     (target / KERNEL).write_bytes(b"stale")
 
 
-@pytest.mark.parametrize("compiler", ["cc", "no-such-compiler"])
+@pytest.mark.parametrize("compiler", ["cc -pthread", "no-such-compiler"])
 def test_a_wheel_has_the_kernel_where_there_is_a_compiler(tmp_path: Path, compiler: str) -> None:
     if shutil.which("cc") is None or platform.machine() != "x86_64" or sys.platform != "linux":
         pytest.skip("the kernel is not for this machine")
@@ -67,7 +69,7 @@ def test_a_wheel_has_the_kernel_where_there_is_a_compiler(tmp_path: Path, compil
     (wheel,) = tmp_path.glob("termwise-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         kernels = {name: archive.read(name)[:4] for name in archive.namelist() if name.endswith(".so")}
-    if compiler == "cc":
+    if compiler.startswith("cc"):
         assert kernels == {KERNEL.removeprefix("service/"): b"\x7fELF"}
         assert wheel.name.endswith("-py3-none-linux_x86_64.whl")
     else:
@@ -83,3 +85,21 @@ def test_the_client_needs_neither_torch_nor_numpy() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
+
+
+def test_a_compiler_that_lacks_a_level_leaves_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("cc") is None or platform.machine() != "x86_64" or sys.platform != "linux":
+        pytest.skip("the kernel is not for this machine")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    old = tmp_path / "old cc"
+    old.write_text('case " $* " in *" -mavx512"*) exit 1;; esac\nexec cc "$@"\n', encoding="utf-8")
+    monkeypatch.setenv("CC", f'sh "{old}"')
+    made = tmp_path / "kernel.so"
+    assert build.compile_kernel((ROOT / KERNEL).with_name("kernel"), made) == ["avx2"]
+    find = ctypes.CDLL(str(made)).termwise_find
+    find.restype = ctypes.c_void_p
+    assert [bool(find(rank)) for rank in (0, 1)] == [False, False]

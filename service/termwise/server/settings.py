@@ -24,6 +24,8 @@ CONFIG: Final = f"{PREFIX}CONFIG"
 """Environment variable that names the configuration file; its flag is `--config`."""
 KERNEL: Final = f"{PREFIX}KERNEL"
 """Environment variable for who suspects the encoder's kernel: "off", or the highest level of instructions to use."""
+KERNEL_LEVELS: Final = ("avx512bf16", "avx512", "avx2")
+"""Levels of instructions that the encoder's kernel may use, the best one first."""
 
 _MIB: Final = 1024 * 1024
 
@@ -112,6 +114,7 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
     """
     path = config or (Path(named) if (named := os.environ.get(CONFIG)) else None)
     file = _read(path) if path else {}
+    allowed_kernels()
 
     class Sourced(Settings):
         @classmethod
@@ -166,6 +169,22 @@ def _sentence(problem: Any) -> str:
         return f'There is no setting "{name}"{_nearest(name)}'
     shown = str(problem["input"])[:80]
     return f'Setting "{name}" ({_flag(name)}, {PREFIX}{name.upper()}) cannot be "{shown}": {problem["msg"]}.'
+
+
+def allowed_kernels() -> tuple[str, ...]:
+    """Give the levels of instructions that the encoder's kernel may use, the best one first; none where it is off.
+
+    Raises:
+        SettingsError: the environment names a level that is none.
+
+    """
+    switch = os.environ.get(KERNEL, "")
+    if switch in {"", "off"}:
+        return () if switch else KERNEL_LEVELS
+    if switch not in KERNEL_LEVELS:
+        names = ", ".join(("off", *reversed(KERNEL_LEVELS)))
+        raise SettingsError(f'{KERNEL} cannot be "{switch[:80]}"; use one of {names}, or leave it out.')
+    return KERNEL_LEVELS[KERNEL_LEVELS.index(switch) :]
 
 
 def unknown_variables() -> list[str]:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.random import mtrand
 
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import Encoder, ExpansionConfig, Side
 from termwise.server.inference.hardware import set_compute_threads
 from termwise.server.inference.loader import _read_tensors, load_encoder
+from termwise.server.inference.native import library
 from termwise.server.inference.native.layout import Kind, Matrix, RowsStructure, aligned, to_bfloat16
 from termwise.server.inference.native.library import Level, best_level, levels
+from termwise.server.inference.native.network import team_size
 from termwise.server.inference.networks import TorchNetwork, fastest_first, make_networks
-from termwise.server.settings import KERNEL
+from termwise.server.settings import KERNEL, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -206,7 +213,11 @@ def test_without_the_kernel_torch_computes(model_folder: Path, monkeypatch: pyte
 
 @needs_kernel
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-def test_several_threads_compute_the_same_bits(make_model: Callable[..., Path], precision: str) -> None:
+def test_several_threads_compute_the_same_bits(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    # However few there are here.
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(7))
     if Kind[precision.upper()] not in levels()[0].kinds:
         pytest.skip(f"this processor has no {precision}")
     folder = open_folder(make_model(hidden_size=160, initializer_range=0.1))
@@ -223,6 +234,12 @@ def test_several_threads_compute_the_same_bits(make_model: Callable[..., Path], 
         for threads in (2, 3, 7):
             for left, right in zip(alone, pool.submit(compute, threads).result(), strict=True):
                 np.testing.assert_array_equal(left, right)
+
+
+def test_a_team_is_no_larger_than_its_work_and_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 5})
+    assert [team_size(8, tokens) for tokens in (1, 63, 64, 127, 128, 4096)] == [1, 1, 2, 2, 3, 3]
+    assert [team_size(asked, 4096) for asked in (1, 2, 3, 4)] == [1, 2, 3, 3]
 
 
 class Timed:
@@ -261,7 +278,69 @@ def test_with_tiles_for_bfloat16_networks_are_timed(
     assert sorted(make().kernel for make in makers) == ["avx512bf16, layers in float32", "torch"]
 
 
-@pytest.mark.parametrize("name", ["no-such-library.so", "libc.so.6"])
-def test_a_library_that_is_missing_or_not_ours_is_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("termwise.server.inference.native.library.LIBRARY", name)
+def test_a_library_that_is_missing_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "no-such-library.so")
     assert levels.__wrapped__() == ()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("content", [b"no library", Path(mtrand.__file__).read_bytes()])
+def test_a_library_that_is_not_ours_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "theirs.so")
+    library.LIBRARY.write_bytes(content)
+    assert levels.__wrapped__() == ()
+    assert "theirs.so is not used" in caplog.text
+
+
+@needs_kernel
+def test_a_library_whose_sources_have_changed_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copy(library.LIBRARY, tmp_path))
+    monkeypatch.setattr(library, "LIBRARY", copy)
+    names = [level.name for level in levels()]
+    assert [level.name for level in levels.__wrapped__()] == names, "a wheel may come without sources"
+    shutil.copytree(Path(library.__file__).with_name("kernel"), tmp_path / "kernel")
+    assert [level.name for level in levels.__wrapped__()] == names
+    with (tmp_path / "kernel" / "body.h").open("a", encoding="utf-8") as body:
+        body.write("/* A change. */\n")
+    assert levels.__wrapped__() == ()
+    assert "its sources have changed" in caplog.text
+
+
+def test_where_it_can_be_compiled_the_kernel_runs() -> None:
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split() if sys.platform == "linux" else []
+    if shutil.which("cc") is None or platform.machine() != "x86_64" or not {"avx2", "fma"} <= set(flags):
+        pytest.skip("the kernel is not for this machine")
+    assert levels(), "install the package again: the tests of the kernel are skipped without it"
+
+
+@pytest.mark.parametrize(
+    ("switch", "here", "best"),
+    [
+        ("", ["avx512", "avx2"], "avx512"),
+        ("avx512bf16", ["avx512", "avx2"], "avx512"),
+        ("avx512", ["avx512bf16", "avx512", "avx2"], "avx512"),
+        ("avx512", ["avx2"], "avx2"),
+        ("avx2", ["avx512", "avx2"], "avx2"),
+        ("avx2", [], None),
+        ("off", ["avx2"], None),
+    ],
+)
+def test_a_named_level_is_the_highest_that_is_used(
+    monkeypatch: pytest.MonkeyPatch, switch: str, here: list[str], best: str | None
+) -> None:
+    monkeypatch.setenv(KERNEL, switch)
+    monkeypatch.setattr(library, "levels", lambda: [SimpleNamespace(name=name) for name in here])
+    level = best_level()
+    assert (level.name if level else None) == best
+
+
+def test_an_unknown_level_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KERNEL, "avx1024")
+    with pytest.raises(SettingsError, match=r'TERMWISE_KERNEL cannot be "avx1024"; use one of off, avx2, avx512, '):
+        best_level()

@@ -114,3 +114,12 @@ def test_ports(port: int) -> None:
         assert load_settings({"port": port}).port == port
     except SettingsError:
         assert not 0 <= port <= 65_535
+
+
+def test_an_unknown_level_of_the_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("off", "avx2", "avx512", "avx512bf16", ""):
+        monkeypatch.setenv("TERMWISE_KERNEL", name)
+        load_settings({})
+    monkeypatch.setenv("TERMWISE_KERNEL", "axv2")
+    with pytest.raises(SettingsError, match='TERMWISE_KERNEL cannot be "axv2"'):
+        load_settings({})

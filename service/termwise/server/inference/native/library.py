@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from termwise.server.inference.native.layout import (
     ModelStructure,
     RowsStructure,
 )
-from termwise.server.settings import KERNEL
+from termwise.server.settings import KERNEL_LEVELS, allowed_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,21 +78,40 @@ class Level:
 
 @cache
 def levels() -> Sequence[Level]:
-    """Give the levels that run here, the best one first; none where the package was built without a compiler."""
-    mirrored = (LevelStructure, ModelStructure, LayerStructure, BatchStructure, RowsStructure)
+    """Give the levels that run here, the best one first; none where the package was built without a compiler.
+
+    A library that is not today's is not used, and the log says so.
+    """
+    if not LIBRARY.is_file():
+        return ()
     try:
         library = ctypes.CDLL(str(LIBRARY))
-        library.termwise_size.restype = ctypes.c_int64
-        size = library.termwise_size()
-    except (OSError, AttributeError):
-        return ()
-    if size != sum(map(ctypes.sizeof, mirrored)):
-        _log.warning("%s is of another version and not used; install the package again", LIBRARY.name)
-        return ()
-    find = library.termwise_find
+        find, size, sources = library.termwise_find, library.termwise_size, library.termwise_sources
+    except (OSError, AttributeError) as error:
+        return _ignored(str(error))
+    size.restype, sources.restype = ctypes.c_int64, ctypes.c_char_p
+    mirrored = (LevelStructure, ModelStructure, LayerStructure, BatchStructure, RowsStructure)
+    if size() != sum(map(ctypes.sizeof, mirrored)):
+        return _ignored("it is of another version")
+    if (today := sources_digest(LIBRARY.with_name("kernel"))) and sources().decode() != today:
+        return _ignored("its sources have changed")
     find.argtypes, find.restype = (ctypes.c_int64,), ctypes.POINTER(LevelStructure)
-    found = [find(rank) for rank in range(3)]
+    found = [find(rank) for rank in range(len(KERNEL_LEVELS))]
     return tuple(Level(each.contents) for each in found if each)
+
+
+def _ignored(why: str) -> Sequence[Level]:
+    _log.warning("%s is not used, torch does its work: %s; install the package again", LIBRARY.name, why)
+    return ()
+
+
+def sources_digest(folder: Path) -> str:
+    """Identify the kernel's sources, as the build does (`hatch_build.digest_of`); empty where they are not there."""
+    digest = hashlib.sha256()
+    files = sorted([*folder.glob("*.c"), *folder.glob("*.h")])
+    for file in files:
+        digest.update(f"{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest() if files else ""
 
 
 @cache
@@ -106,9 +124,11 @@ def library_digest() -> str:
 
 
 def best_level() -> Level | None:
-    """Give the level to compute with; None where torch must do the work."""
-    switch = os.environ.get(KERNEL, "")
-    for level in levels() if switch != "off" else ():
-        if switch in {"", level.name}:
-            return level
-    return None
+    """Give the level to compute with: the best one that runs here and is allowed; None where torch must do the work.
+
+    Raises:
+        SettingsError: the environment allows a level that is none.
+
+    """
+    allowed = allowed_kernels()
+    return next((level for level in levels() if level.name in allowed), None)
