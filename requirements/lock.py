@@ -23,6 +23,7 @@ DEV = [
     "hatchling",
     "hypothesis",
     "import-linter",
+    "matplotlib",
     "mypy",
     "mypy-protobuf",
     "pytest",
@@ -34,11 +35,10 @@ DEV = [
     "types-grpcio",
     "types-protobuf",
 ]
-# What benchmarks measure beside, and draw with.
+# What benchmarks measure beside.
 BENCH = [
     "arcadedb-embedded",
     "bmp",
-    "matplotlib",
     "milvus-lite",
     "onnx",
     "onnxruntime",

@@ -15,7 +15,7 @@ from termwise.storage.tantivy.store import TantivyStore
 from termwise.storage.types import Document, FieldKind, FieldSpec, IndexSchema, Put, SparseVector, Terms, sparse_vector
 
 SCHEMA = IndexSchema({"v": FieldSpec(FieldKind.SPARSE_VECTOR), "k": FieldSpec(FieldKind.KEYWORD)})
-weights = st.floats(0.01, 100, width=32)
+weights = st.floats(2**-7, 100, width=32)
 vectors = st.dictionaries(st.sampled_from("abcdefgh"), weights, max_size=8).map(
     lambda held: sparse_vector(list(held), list(held.values()))
 )
