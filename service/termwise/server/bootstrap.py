@@ -137,8 +137,8 @@ class Service:
             users: Sequence[str] = await pipelines.references_to_deployment(deployment_id)
             return [*users, *await indices.references_to_deployment(deployment_id)]
 
-        load = partial(_load, default=settings.precision, cache=folder.cache, device=settings.device)
-        deployments = Deployments(metadata, catalog, load=load, references=references)
+        load = partial(_load, cache=folder.cache, device=settings.device)
+        deployments = Deployments(metadata, catalog, load=load, references=references, precision=settings.precision)
         stack.push_async_callback(deployments.close)
         pipelines = Pipelines(metadata, deployments, indices)
         searching = ThreadPoolExecutor(_search_threads(settings.search_threads), thread_name_prefix="search")
@@ -206,10 +206,8 @@ class Service:
         await self._stack.aclose()
 
 
-def _load(
-    folder: Path, config: ExpansionConfig, threads: int, precision: str, *, default: str, cache: Path, device: str
-) -> Encoder:
-    encoder = load_encoder(folder, config, threads=threads, precision=precision or default, cache=cache, device=device)
+def _load(folder: Path, config: ExpansionConfig, threads: int, precision: str, *, cache: Path, device: str) -> Encoder:
+    encoder = load_encoder(folder, config, threads=threads, precision=precision, cache=cache, device=device)
     _quieten_collector()
     return encoder
 

@@ -112,7 +112,7 @@ async def live(store: MetadataStore, models: Path) -> AsyncIterator[Callable[...
     """Begin a server's life: `life = live()`. `load` makes each encoder. All lives end with the test."""
     lives: list[Life] = []
 
-    def begin(load: Callable[[], Any] = FakeEncoder, packaged: Any = PACKAGED) -> Life:
+    def begin(load: Callable[[], Any] = FakeEncoder, packaged: Any = PACKAGED, precision: str = "auto") -> Life:
         repository = HeldRepository()
         catalog = ModelCatalog(
             store,
@@ -138,7 +138,12 @@ async def live(store: MetadataStore, models: Path) -> AsyncIterator[Callable[...
             return users.get(deployment_id, [])
 
         deployments = Deployments(
-            store, catalog, load=make, references=references, on_change=lambda *change: health.append(change)
+            store,
+            catalog,
+            load=make,
+            references=references,
+            on_change=lambda *change: health.append(change),
+            precision=precision,
         )
         life = Life(catalog, deployments, repository, health, encoders, load, users, precisions)
         lives.append(life)

@@ -12,6 +12,7 @@ from termwise.server.errors import (
     AlreadyExistsError,
     DeadlineExceededError,
     FailedPreconditionError,
+    FieldViolation,
     InvalidArgumentError,
     NotFoundError,
     UnavailableError,
@@ -358,8 +359,44 @@ async def test_the_next_start_brings_everything_back(
     for item in second.deployments.list():
         assert (item.state, item.record.queue_capacity) == (DeploymentState.STARTED, 9)
         assert item.record.cache_size_bytes == 5_000
-    assert sorted(second.precisions) == ["", "float32"]
+    assert sorted(second.precisions) == ["auto", "float32"]
     assert (await second.deployments.expand(CONTEXT, "b", ["salmon"], None)).expansions[0].tokens == ("salmon",)
+
+
+async def test_the_servers_precision_and_the_same_asked_for_share_an_encoder(
+    live: Callable[..., Any], source: Path
+) -> None:
+    life = live(precision="bfloat16")
+    await life.catalog.put(CONTEXT, NewModel("mine", f"file://{source}"), ModelWait.READY)
+    for name, precision in (("a", ""), ("b", "bfloat16"), ("c", "float32")):
+        await life.deployments.start(CONTEXT, NewDeployment("mine", name, precision=precision))
+    assert life.precisions == ["bfloat16", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message", "fields"),
+    [
+        ("", "The server's setting precision: This processor does not; use AUTO.", []),
+        ("int8", "precision: This processor does not; use AUTO.", ["precision"]),
+    ],
+)
+async def test_a_precision_that_cannot_be_had_names_who_asked_for_it(
+    live: Callable[..., Any], source: Path, asked: str, message: str, fields: list[str]
+) -> None:
+    sentence = "This processor does not; use AUTO."
+
+    def refuse() -> FakeEncoder:
+        raise FailedPreconditionError(
+            f"precision: {sentence}", reason="NO", violations=[FieldViolation("precision", sentence)]
+        )
+
+    life = live(refuse, precision="int8")
+    await life.catalog.put(CONTEXT, NewModel("mine", f"file://{source}"), ModelWait.READY)
+    with pytest.raises(FailedPreconditionError) as caught:
+        await life.deployments.start(CONTEXT, NewDeployment("mine", precision=asked))
+    assert caught.value.message == f'Deployment "mine" could not start: {message}'
+    assert caught.value.metadata["cause"] == "NO"
+    assert [each.field for each in caught.value.violations] == fields
 
 
 async def test_a_start_before_the_restore_is_begun_once(ready: Any) -> None:

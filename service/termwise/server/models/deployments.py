@@ -58,13 +58,18 @@ class Deployments:
         load: Load,
         references: References,
         on_change: OnChange = lambda _id, _answers: None,
+        precision: str = "auto",
     ) -> None:
-        """Begin with none; `restore` brings those back that the store wants."""
+        """Begin with none; `restore` brings those back that the store wants.
+
+        `precision` is that of deployments which ask for none.
+        """
         self._store = store
         self._catalog = catalog
         self._encoders = Encoders(load)
         self._references = references
         self._on_change = on_change
+        self._precision = precision
         self._steps = Steps()
         self._runners: dict[str, Runner] = {}
         self._closing = False
@@ -139,7 +144,8 @@ class Deployments:
         record = runner.record
         try:
             model = await self._catalog.ready(record.model_id)
-            key = EncoderKey(model.model_id, model.create_time, record.threads_per_allocation, record.precision)
+            precision = record.precision or self._precision
+            key = EncoderKey(model.model_id, model.create_time, record.threads_per_allocation, precision)
             config = ExpansionConfig(**model.config)
             encoder = await self._encoders.acquire(key, self._catalog.folder(model.model_id), config)
             runner.key, runner.encoder = key, encoder
@@ -310,7 +316,10 @@ class Deployments:
 
 def _explain(record: DeploymentRecord, caught: BaseException) -> TermwiseError:
     if isinstance(caught, TermwiseError):
-        return caught
+        if record.precision or all(each.field != "precision" for each in caught.violations):
+            return caught
+        # The request has no such field; the operator set it.
+        return caught.in_terms_of(f"The server's setting precision: {caught.sentence}", [])
     _log.error("deployment_broke", deployment=record.deployment_id, exc_info=caught)
     if isinstance(caught, MemoryError):
         return FailedPreconditionError("There is not enough memory for the model.", reason="MEMORY_FULL")

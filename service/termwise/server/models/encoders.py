@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from termwise.server.inference.base import Encoder, ExpansionConfig
 
 Load: TypeAlias = "Callable[[Path, ExpansionConfig, int, str], Encoder]"
-"""Loads an encoder from a model's folder for a number of threads and a precision ("": the server's); blocks."""
+"""Loads an encoder from a model's folder for a number of threads and a precision; blocks."""
 
 _AT_ONCE: Final = 2
 """Models that are loaded at a time: loading reads the disk and checks with the processor."""
@@ -23,12 +23,15 @@ _AT_ONCE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class EncoderKey:
-    """What must be equal for an encoder to be shared. A model that is deleted and put again is another one."""
+    """What must be equal for an encoder to be shared. A model that is deleted and put again is another one.
+
+    `precision` is what the encoder is loaded with: of a deployment that asks for none, the server's.
+    """
 
     model_id: str
     create_time: datetime
     threads: int
-    precision: str = ""
+    precision: str
 
 
 @dataclass(slots=True)
