@@ -10,6 +10,7 @@ import typer
 from termwise.cli.connect import connected
 from termwise.cli.options import DEFAULT_ADDRESS, Address, Format, FormatOption
 from termwise.cli.output import print_done, print_list, print_one
+from termwise.cli.precision import Precision  # noqa: TC001 - typer reads it from the annotation
 from termwise.v1.trained_models_pb2 import Deployment
 
 app = typer.Typer(no_args_is_help=True, help="Run models.")
@@ -23,15 +24,6 @@ class WaitFor(StrEnum):
     STARTING = "starting"
     STARTED = "started"
     FULLY_ALLOCATED = "fully_allocated"
-
-
-class Precision(StrEnum):
-    """Arithmetic of a deployment."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    INT8 = "int8"
 
 
 @app.command("start")
