@@ -358,7 +358,7 @@ class Deployment(_message.Message):
         PRECISION_BFLOAT16: Deployment._Precision.ValueType  # 3
         """Half the bits, weights off by less than a hundredth in most texts. Needs AVX512-BF16, AMX or a CUDA device."""
         PRECISION_INT8: Deployment._Precision.ValueType  # 4
-        """Products in 8-bit integers, scaled row by row as texts come. Fastest where the processor has VNNI or AMX, and least exact."""
+        """Products in 8-bit integers, scaled row by row as texts come: the least exact. Needs AVX512-VNNI and the compiled kernel."""
 
     class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
         """In which arithmetic a model runs. Fingerprints leave it out: vectors of all precisions can be compared."""
@@ -374,7 +374,7 @@ class Deployment(_message.Message):
     PRECISION_BFLOAT16: Deployment.Precision.ValueType  # 3
     """Half the bits, weights off by less than a hundredth in most texts. Needs AVX512-BF16, AMX or a CUDA device."""
     PRECISION_INT8: Deployment.Precision.ValueType  # 4
-    """Products in 8-bit integers, scaled row by row as texts come. Fastest where the processor has VNNI or AMX, and least exact."""
+    """Products in 8-bit integers, scaled row by row as texts come: the least exact. Needs AVX512-VNNI and the compiled kernel."""
 
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
