@@ -5,11 +5,12 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from termwise.server.inference.base import Expansion, Side
-from termwise.server.inference.cache import ExpansionCache, Key, cache_key, expansion_bytes
+from termwise.server.inference.cache import ExpansionCache, Key, cache_key, entry_bytes
 
 
 def expansion(terms: int) -> Expansion:
@@ -30,9 +31,9 @@ class SlowCache:
         return found[0][1] if found else None
 
     def put(self, key: Key, value: Expansion) -> None:
-        if expansion_bytes(value) <= self.size:
+        if entry_bytes(key, value) <= self.size:
             self.entries = [*(entry for entry in self.entries if entry[0] != key), (key, value)]
-        while sum(expansion_bytes(entry[1]) for entry in self.entries) > self.size:
+        while sum(entry_bytes(*entry) for entry in self.entries) > self.size:
             del self.entries[0]
 
 
@@ -58,7 +59,7 @@ def test_it_keeps_what_was_asked_for_last(size: int, steps: list[tuple[str, Key,
             cache.clear()
             slow.entries.clear()
         assert len(cache) == len(slow.entries)
-        assert cache.used_bytes == sum(expansion_bytes(entry[1]) for entry in slow.entries) <= size
+        assert cache.used_bytes == sum(entry_bytes(*entry) for entry in slow.entries) <= size
     for key, value in slow.entries:
         assert cache.get(key) is value
 
@@ -69,14 +70,15 @@ def test_different_texts_and_sides_have_different_keys(left: str, right: str) ->
     assert cache_key(left, Side.QUERY) != cache_key(left, Side.DOCUMENT)
 
 
-def test_it_takes_no_more_memory_than_it_says() -> None:
+@pytest.mark.parametrize("text", ["a text of some length, as queries have", "\U0001f41f" * 50, "long " * 100])
+def test_it_takes_no_more_memory_than_it_says(text: str) -> None:
     size = 2_000_000
     cache = ExpansionCache(size)
     for terms in (0, 5, 150):
         cache.clear()
         tracemalloc.start()
         for number in range(5_000):
-            cache.put(cache_key(f"a text of some length, as queries have, {number}", Side.QUERY), expansion(terms))
+            cache.put(cache_key(f"{text}, {number}", Side.QUERY), expansion(terms))
         taken, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert 0.5 * size < taken < 1.1 * size, terms
@@ -85,4 +87,4 @@ def test_it_takes_no_more_memory_than_it_says() -> None:
 def test_a_part_of_an_array_counts_as_the_whole_that_it_keeps() -> None:
     whole = expansion(1000)
     part = Expansion(whole.tokens[:5], whole.token_ids[:5], whole.weights[:5], 5, truncated=False)
-    assert expansion_bytes(part) > 12_000
+    assert entry_bytes((Side.QUERY, "a text"), part) > 12_000

@@ -20,9 +20,9 @@ Key: TypeAlias = "tuple[Side, str | bytes]"
 _LONGEST_KEY = 64
 # Bytes of a digest: two texts share one by chance once in 2^64 texts (BLAKE2b, so nobody finds two on purpose either).
 _DIGEST_BYTES = 16
-# Bytes of what an entry is made of beside its tokens: the key, the expansion, two array headers, and its place in the
-# order (sys.getsizeof of each, CPython 3.11).
-_ENTRY_BYTES = 640
+# Bytes of what an entry is made of beside its tokens and its text: the key, the expansion, two array headers, and its
+# place in the order (sys.getsizeof of each, CPython 3.11).
+_ENTRY_BYTES = 560
 
 
 def cache_key(text: str, side: Side) -> Key:
@@ -32,10 +32,10 @@ def cache_key(text: str, side: Side) -> Key:
     return side, hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
 
 
-def expansion_bytes(expansion: Expansion) -> int:
+def entry_bytes(key: Key, expansion: Expansion) -> int:
     """Give the memory that a cached expansion takes, its key included; the strings of tokens are the vocabulary's."""
     arrays = _held_bytes(expansion.token_ids) + _held_bytes(expansion.weights)
-    return _ENTRY_BYTES + sys.getsizeof(expansion.tokens) + arrays
+    return _ENTRY_BYTES + sys.getsizeof(key[1]) + sys.getsizeof(expansion.tokens) + arrays
 
 
 def _held_bytes(array: NDArray[Any]) -> int:
@@ -79,7 +79,7 @@ class ExpansionCache:
 
     def put(self, key: Key, expansion: Expansion) -> None:
         """Keep what became of a text, in place of what was not asked for longest; one that never fits is not kept."""
-        size = expansion_bytes(expansion)
+        size = entry_bytes(key, expansion)
         if size > self.size_bytes:
             return
         before = self._entries.pop(key, None)
