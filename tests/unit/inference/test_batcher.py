@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -240,6 +241,27 @@ async def test_passed_deadline_fails_in_the_queue_and_never_reaches_the_model() 
         assert ran(encoder) == ["first", "in time"]
 
 
+async def test_a_worker_that_finds_all_of_them_late_takes_who_waited_for_their_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [time.monotonic()]
+    monkeypatch.setattr("termwise.server.inference.batcher.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    # Its workers are not started: the test takes their place, before the event loop notes that the deadline passed.
+    batcher = Batcher(FakeEncoder(), allocations=1, threads=1, queue_capacity=2)
+    late = asyncio.create_task(words(batcher, "late", deadline=clock[0] + 60, wait=True))
+    patient = asyncio.create_task(words(batcher, "patient", wait=True))
+    await settle()
+    assert batcher.pending == 1
+    clock[0] += 61
+    with batcher._lock:
+        taken = batcher._take()
+    assert taken is not None
+    assert [job.text for job in taken[0]] == ["patient"]
+    for call in (late, patient):
+        call.cancel()
+    await asyncio.gather(late, patient, return_exceptions=True)
+
+
 @pytest.mark.parametrize(
     ("word", "error", "message"),
     [
@@ -355,15 +377,35 @@ async def test_all_allocations_work_at_the_same_time() -> None:
         assert batcher.allocation_count == 3
 
 
-async def test_timings_tell_where_the_time_went() -> None:
-    async with held(4) as (batcher, gate, _, _first):
+async def test_timings_tell_where_the_time_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    # The module's alone: a turn at the model has a clock of its own.
+    monkeypatch.setattr("termwise.server.inference.batcher.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("termwise.server.inference.turns.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    class Slow(FakeEncoder):
+        def tokenize(self, texts: Sequence[str], side: Side) -> list[TokenizedText]:
+            clock[0] += 2 * ("a" in texts)
+            return super().tokenize(texts, side)
+
+        def encode(
+            self, texts: Sequence[TokenizedText], side: Side, turn: AbstractContextManager[None] = NO_TURN
+        ) -> list[Expansion]:
+            expansions = super().encode(texts, side, turn)
+            clock[0] += 3
+            return expansions
+
+    gate = Gate()
+    async with running(Slow(delay=gate)) as batcher:
+        first = asyncio.create_task(words(batcher, "first"))
+        await asyncio.to_thread(gate.reached.wait, 30)
         call = asyncio.create_task(batcher.submit(["a"], Side.QUERY, deadline=None, wait=False))
-        await asyncio.sleep(0.05)
+        await settle()
+        clock[0] += 5
         gate.opened.set()
+        await first
         _, timings = await call
-        assert timings.queue >= 0.04
-        assert timings.tokenize > 0
-        assert timings.inference > 0
+    assert (timings.queue, timings.tokenize, timings.inference) == (8, 2, 3), "it waits for all of the first batch"
 
 
 async def test_many_callers_get_their_own_answers_from_a_real_encoder(encoder: Encoder) -> None:
@@ -398,11 +440,16 @@ async def test_equal_texts_in_flight_reach_the_model_once() -> None:
 
 
 @pytest.mark.parametrize("leaver", [0, 1])
-async def test_a_caller_that_leaves_does_not_take_the_others_answer_along(leaver: int) -> None:
+async def test_a_caller_that_leaves_does_not_take_the_others_answer_along(
+    monkeypatch: pytest.MonkeyPatch, leaver: int
+) -> None:
+    now = time.monotonic()
+    # It stands still, so that the late one comes in time.
+    monkeypatch.setattr("termwise.server.inference.batcher.time", SimpleNamespace(monotonic=lambda: now))
     async with held(100) as (batcher, gate, encoder, _):
         pair = [asyncio.create_task(words(batcher, "same")) for _ in range(2)]
         stays = pair[1 - leaver]
-        late = asyncio.create_task(words(batcher, "same", deadline=time.monotonic() + 0.02))
+        late = asyncio.create_task(words(batcher, "same", deadline=now + 0.02))
         await settle()
         pair[leaver].cancel()
         with pytest.raises(DeadlineExceededError):

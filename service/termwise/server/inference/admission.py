@@ -136,6 +136,11 @@ class Queue:
         """How much was answered without the model."""
         return CacheFacts(self._cache.size_bytes, self._cache.used_bytes, self._hits, self._misses)
 
+    @property
+    def ready(self) -> bool:
+        """Whether some call has its turn in a batch."""
+        return bool(self._turns)
+
     def admit(self, call: Call) -> bool:
         """Let a call in; False where there is no room and it does not wait."""
         if call.patient:
@@ -152,7 +157,10 @@ class Queue:
         return True
 
     def take(self, budget: int, now: float) -> list[Job]:
-        """Take texts of one side for a batch of about `budget` tokens; empty where nothing is ready."""
+        """Take texts of one side for a batch of about `budget` tokens.
+
+        Empty where nothing is ready, or all of it was late: what waited for its room may then be `ready`.
+        """
         jobs: list[Job] = []
         side: Side | None = None
         others: list[Call] = []

@@ -244,6 +244,8 @@ class Batcher:
 
     def _take(self) -> tuple[list[Job], Turn] | None:
         jobs = self._queue.take(self._batch_tokens, time.monotonic())
+        while not jobs and self._queue.ready:
+            jobs = self._queue.take(self._batch_tokens, time.monotonic())
         self._deliver(self._queue.take_finished(), {})
         return (jobs, self._turns.make()) if jobs else None
 
