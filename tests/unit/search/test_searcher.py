@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -451,15 +452,17 @@ async def test_an_error_in_one_list_fails_the_hybrid(
     assert gate.fetched == 0
 
 
-async def test_a_deadline_that_passes_while_lists_are_read_ends_a_hybrid(shelf: Any, searcher: Searcher) -> None:
+async def test_a_deadline_that_passes_while_lists_are_read_ends_a_hybrid(
+    shelf: Any, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = gated(shelf)
-    soon = RequestContext("test", deadline=time.monotonic() + 0.2)
+    clock = [time.monotonic()]
+    monkeypatch.setattr("termwise.server.search.view.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    soon = RequestContext("test", deadline=clock[0] + 60)
     running = asyncio.create_task(searcher.search(soon, q.SearchRequest("docs", q.Rrf(q.ShortForm("farm", BOTH)))))
     for _ in range(2):
         assert await asyncio.to_thread(gate.entered.acquire, timeout=30)
-    passed = asyncio.Event()
-    asyncio.get_running_loop().call_later(0.2, passed.set)
-    await passed.wait()
+    clock[0] += 60
     gate.open.set()
     with pytest.raises(DeadlineExceededError):
         await running
