@@ -19,7 +19,7 @@ from numpy.random import mtrand
 
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import Encoder, ExpansionConfig, Side
-from termwise.server.inference.hardware import set_compute_threads
+from termwise.server.inference.hardware import has_bfloat16, set_compute_threads
 from termwise.server.inference.loader import _read_tensors, load_encoder
 from termwise.server.inference.native import library
 from termwise.server.inference.native.layout import Kind, Matrix, RowsStructure, aligned, to_bfloat16
@@ -276,6 +276,21 @@ def test_with_tiles_for_bfloat16_networks_are_timed(
     monkeypatch.setattr("termwise.server.inference.networks.has_amx", lambda: True)
     makers = make_networks(folder, _read_tensors(folder), "bfloat16")
     assert sorted(make().kernel for make in makers) == ["avx512bf16, layers in float32", "torch"]
+
+
+@needs_kernel
+def test_the_kernel_computes_in_bfloat16_where_torch_cannot(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if Kind.BFLOAT16 not in levels()[0].kinds:
+        pytest.skip("this processor does not compute in bfloat16")
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    folder = open_folder(make_model())
+    makers = make_networks(folder, _read_tensors(folder), "bfloat16")
+    assert [make().kernel for make in makers] == ["avx512bf16, layers in float32"]
+    assert has_bfloat16()
+    monkeypatch.setenv(KERNEL, "avx512")
+    assert not has_bfloat16()
 
 
 def test_a_library_that_is_missing_is_not_missed(

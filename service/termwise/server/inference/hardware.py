@@ -9,6 +9,9 @@ import threading
 from functools import cache
 from pathlib import Path
 
+from termwise.server.inference.native.layout import Kind
+from termwise.server.inference.native.library import best_level
+
 _THREADS_LOCK = threading.Lock()
 _NICE = 5
 
@@ -40,9 +43,14 @@ def yield_to_others() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-@cache
 def has_bfloat16() -> bool:
-    """Tell whether products in bfloat16 are faster than in float32 here: AVX512-BF16 or AMX, through oneDNN."""
+    """Tell whether products in bfloat16 are faster than in float32 here: in the kernel, or in torch."""
+    level = best_level()
+    return (level is not None and Kind.BFLOAT16 in level.kinds) or torch_has_bfloat16()
+
+
+def torch_has_bfloat16() -> bool:
+    """Tell whether torch multiplies in bfloat16 faster than in float32: AVX512-BF16 or AMX, through oneDNN."""
     import torch  # noqa: PLC0415 - slow to import
 
     if platform.machine() not in {"x86_64", "AMD64"}:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from termwise.server.inference.body import Body, relative_bias
-from termwise.server.inference.hardware import has_amx
+from termwise.server.inference.hardware import has_amx, torch_has_bfloat16
 from termwise.server.inference.head import PooledHead
 from termwise.server.inference.native.layout import Kind
 from termwise.server.inference.native.library import best_level
@@ -134,7 +134,7 @@ def _makers(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) 
             # Some models have numbers of very different size in one row. The head alone in int8 is worth having too.
             layers = Kind.BFLOAT16 if Kind.BFLOAT16 in level.kinds else Kind.FLOAT32
             yield partial(_make_native, level, folder, tensors, (layers, kind))
-    if precision in _DTYPES:
+    if precision == "float32" or (precision == "bfloat16" and torch_has_bfloat16()):
         yield partial(TorchNetwork, folder, tensors, precision)
 
 
