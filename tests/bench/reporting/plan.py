@@ -28,7 +28,7 @@ def plan(*, quick: bool) -> list[Part]:
     """Give all sections in the page's order."""
     sizes = (10_000,) if quick else (10_000, 100_000, 1_000_000)
     found = [
-        _script("encode", 600, "encode", "--seconds", "10", quick=quick),
+        _script("encode", 600, "encode", "--seconds", "6", quick=quick),
         _script("drift", 300, "drift", quick=quick),
     ]
     for size, seconds in zip(sizes, (150, 360, 540), strict=False):
