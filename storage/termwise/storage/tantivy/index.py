@@ -110,7 +110,7 @@ class TantivyIndex:
         with self._writing:
             if self._closed:
                 raise StorageError(f"Index {self._folder.name} is closed; open it again.")
-            if self._stale:  # the write before was committed, and then something like a lack of memory got in the way
+            if self._stale:  # the write before may be on the disk, and something like a lack of memory got in the way
                 self._load()
                 self._stale = False
             change = self._plan(operations)
@@ -231,10 +231,13 @@ class TantivyIndex:
             # Drops what was added; a writer that met an error is of no more use. The name is emptied too: the traceback
             # keeps it for as long as somebody keeps the error, and with it tantivy's lock.
             self._writer = writer = None
+            self._stale = True
             translated = self._translated(error)
             self._clear_leftovers()
-            if commit_stamp(self._folder) != stamp:
-                self._load()
+            with suppress(Exception):  # what is on the disk cannot be told now: the next write looks again
+                if commit_stamp(self._folder) != stamp:
+                    self._load()
+                self._stale = False
             raise translated from error
         self._stale = True
         self._written = time.monotonic()
@@ -245,7 +248,11 @@ class TantivyIndex:
     def _open_writer(self) -> Any:
         if self._writer is None:
             self._on_writer(self)
-            self._writer = self._index.writer(heap_size=_WRITER_BYTES, num_threads=1)
+            writer: Any = self._index.writer(heap_size=_WRITER_BYTES, num_threads=1)
+            # A writer's first operation gets the number of the last commit. As a delete, it would be lost to segments
+            # that begin to merge before the next commit, and the old version would come back: so it deletes nothing.
+            writer.delete_documents_by_term("key", "")
+            self._writer = writer
         return self._writer
 
     def _tantivy_document(self, seq_no: int, document: Document, place: int, prepared: Prepared) -> tantivy.Document:
