@@ -9,7 +9,6 @@ import queue
 import shutil
 import threading
 import uuid
-from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from termwise.storage.checks import check_schema
@@ -60,8 +59,6 @@ class TantivyStore:
         self._writers: list[TantivyIndex] = []
         self._writers_lock = threading.Lock()
         self._upkeep = Upkeep(self._budget)
-        if exact_path:
-            import_module("termwise.storage.tantivy.tiles")  # compiles now, where it may, and not in a first request
         for path in folder.iterdir():
             if path.name.startswith(_TRANSIENT):
                 shutil.rmtree(path, ignore_errors=True)
