@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from termwise.storage.tantivy.compiling import compile_kernel
 from termwise.storage.tantivy.sealing import join, seal
 from termwise.storage.tantivy.tile import restore
-from termwise.storage.tantivy.tiles import TILE, Batch, SparseTiles, Vocabulary
+from termwise.storage.tantivy.tiles import TILE, Batch, SparseTiles, Vocabulary, make_tile
 from termwise.storage.types import SMALLEST_WEIGHT, SparseVector, sparse_vector
 
 NONE = np.empty(0, np.int64)
@@ -107,6 +109,70 @@ def test_any_normal_weight_scores_to_the_last_bit(
     if sealed:
         tiles = SparseTiles(tiles.vocabulary, (seal(tiles.tiles),))
     check(tiles, query, depth, walk(dict(enumerate(held, 1)), query))
+
+
+def moved(vector: SparseVector, place: int, ulps: int) -> SparseVector:
+    """Move one weight by some of the steps that float32 has there."""
+    weights = vector.weights.copy()
+    weights.view(np.int32)[place % len(weights)] += ulps
+    return SparseVector(vector.tokens, weights)
+
+
+def between(least: int, most: int) -> st.SearchStrategy[float]:
+    """Draw float32 numbers of all 24 bits, so that sums of them round, by their power of 2."""
+    return st.builds(math.ldexp, st.integers(2**23, 2**24 - 1), st.integers(least - 23, most - 23))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    greatest=st.tuples(*[between(-2, 1)] * 3, *[between(-2, 14)] * 5),
+    one=st.dictionaries(st.sampled_from("abc"), between(-2, 1), min_size=1),
+    tied=st.lists(
+        st.lists(st.tuples(st.integers(0, 2), st.integers(-3, 3)), min_size=1, max_size=2), min_size=2, max_size=3
+    ),
+    query=st.permutations("abcdefgh").flatmap(
+        lambda tokens: st.lists(between(-1, 1), min_size=2, max_size=8).map(
+            lambda weights: SparseVector(tuple(tokens[: len(weights)]), np.array(weights, np.float32))
+        )
+    ),
+    depth=st.integers(1, 3),
+)
+@example(
+    greatest=(2, 2, 2, 16384, 16384, 16384, 16384, 16384),
+    one={"a": 2},
+    tied=[[(0, 0)], [(0, 1)]],
+    query=SparseVector(("a", "d"), np.array([3.50001, 2], np.float32)),
+    depth=1,
+)
+@example(  # what the others hold, less what they hold, comes to less than nothing
+    greatest=(0.001, 1, 1, 10000.001, 3333.3333, 777.7777, 16000.123, 1),
+    one={"a": 0.0001},
+    tied=[[(0, 0)], [(0, 1)]],
+    query=SparseVector(tuple("adefg"), np.array([1, 1.1, 1.3, 1.7, 1.9], np.float32)),
+    depth=2,
+)
+def test_a_narrow_filter_tells_near_ties_of_many_blocks_apart(
+    greatest: tuple[float, ...],
+    one: dict[str, float],
+    tied: list[list[tuple[int, int]]],
+    query: SparseVector,
+    depth: int,
+) -> None:
+    """Each tile is a block in which others hold every token, far more often and with weights of other magnitudes."""
+    vocabulary = Vocabulary()
+    others = [sparse_vector(list("abcdefgh"), greatest)] * 500
+    tiles, held = [], {}
+    for block, changes in enumerate(tied):
+        first = 1000 * block + 1
+        near = [moved(sparse_vector(list(one), list(one.values())), place, ulps) for place, ulps in changes]
+        held |= dict(enumerate(near, first))
+        tiles.append(make_tile(batch(np.arange(first, first + 500 + len(near)), near + others), vocabulary))
+    ranked, expected = SparseTiles(vocabulary, tuple(tiles)), walk(held, query)
+    permitted = ranked.permit(np.array(list(held), np.int64))
+    for count in (None, 0, 1):
+        seq_nos, scores, total, counted = ranked.rank(query, depth, permitted, count=count)
+        assert list(zip((-scores).tolist(), seq_nos.tolist(), strict=True)) == expected[:depth]
+        assert total == len(expected) if counted else (count or 0) <= total <= len(expected)
 
 
 def skewed(count: int, seed: int) -> list[SparseVector]:

@@ -129,7 +129,7 @@ Gives their number, the number of rows, the greatest score of all and of rows al
 
 look_up: Any = inner(_look_up)
 """Add single weights of a document, tokens from before `last` down to `first` in order; below 0 once `floor` is out of
-reach, where `left` bounds what these tokens can add."""
+reach, where `left` bounds what these tokens can add, with room for the rounding of a subtraction by token."""
 
 survey: Any = inner(_survey)
 """Give the greatest document frequency of a query token, the postings that rows stand for, and whether products may be

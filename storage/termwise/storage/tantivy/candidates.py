@@ -168,7 +168,7 @@ def _gather(  # noqa: PLR0913 - as _collect
             continue
         floor = floor_of(found)
         enough = np.float32(0) if counting else floor / slack
-        score = look_up(tile, query, 0, count, first + doc, np.float32(0), greatest, enough)
+        score = look_up(tile, query, 0, count, first + doc, np.float32(0), greatest * slack, enough)
         if score <= 0:
             continue
         state[COUNTED] += counting
@@ -211,7 +211,12 @@ whether a filter is on. `first` is the block's first document.
 """
 
 gather: Any = inner(_gather)
-"""Score the few documents of a block that a filter permits one by one; False where there are too many."""
+"""Score the few documents of a block that a filter permits one by one; False where there are too many.
+
+What the tokens that are left can add is `greatest` less the bounds of those before. Adding up and subtracting n bounds
+rounds 2 n times, each time by at most half an ulp of `greatest`, 6e-8 of it: much beside a small rest, and the rest may
+come out too small, even below 0. So it begins `slack` times as large, which is at least 4 n such roundings more.
+"""
 
 select: Any = inner(_select)
 """Put the best of a block's exact scores into a heap of keys; give how many match, and the heap's new size.
