@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -22,6 +24,9 @@ _FAILED = 1
 _MISUSED = 2
 """Exit status for what is wrong with the command itself, as argparse's own."""
 
+_MOST_FILES = 1 << 20
+"""Files that may be open. More would slow down whatever closes all that could be."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read settings, serve until a signal, and give the exit status."""
@@ -38,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, and give the exit status: 1 where the server cannot start."""
     configure_logging(settings.log_level, settings.log_format)
+    _allow_files()
     log = structlog.get_logger(__name__)
     for sentence in unknown_variables():
         log.warning("unknown_environment_variable", problem=sentence)
@@ -54,6 +60,15 @@ def serve(settings: Settings) -> int:
         log.error("cannot_start", problem=str(error))  # noqa: TRY400
         return _FAILED
     return 0
+
+
+def _allow_files() -> None:
+    """Allow as many open files as the system lets us: indices hold one a mapped file, and most limits begin at 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # a system of its own mind: then as many as there are
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -17,6 +17,7 @@ import pytest
 
 from termwise.storage.tantivy import accelerator, tiles, upkeep
 from termwise.storage.tantivy.store import TantivyStore
+from termwise.storage.tantivy.tile_files import TILE_FORMAT
 from termwise.storage.types import (
     Delete,
     Document,
@@ -178,7 +179,7 @@ def flip(path: Path, place: int) -> None:
 def of_version(path: Path, version: int) -> None:
     """Write a header of another version whose checksum is right."""
     content = path.read_bytes()
-    old, new = b'"format_version": 1,', f'"format_version": {version},'.encode()
+    old, new = (f'"format_version": {number},'.encode() for number in (TILE_FORMAT, version))
     assert content.count(old) == 1
     end = 12 + int.from_bytes(content[8:12], "little")
     start = content[:end].replace(old, new)
@@ -205,8 +206,8 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "header": lambda path: flip(path, 30),
     "array": lambda path: flip(path, path.stat().st_size - 1),
     "arrays": lambda path: flip(path, path.stat().st_size // 2),
-    "version": lambda path: of_version(path, 2),
-    "older version": lambda path: of_version(path, 0),
+    "version": lambda path: of_version(path, TILE_FORMAT + 1),
+    "older version": lambda path: of_version(path, TILE_FORMAT - 1),
     "foreign": foreign,
     "renamed": lambda path: path.rename(path.with_name(re.sub(r"\d+(?=\.)", lambda m: str(int(m[0]) - 1), path.name))),
 }

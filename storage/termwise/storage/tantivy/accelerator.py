@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,11 +11,21 @@ import numpy as np
 from tantivy import FieldType, Occur, Query
 
 from termwise.storage.tantivy.codec import read_vectors
-from termwise.storage.tantivy.layout import TILES_FOLDER
+from termwise.storage.tantivy.layout import TILES_FOLDER, sync_commit
 from termwise.storage.tantivy.loading import Loading
 from termwise.storage.tantivy.sealing import seal
 from termwise.storage.tantivy.tile import TILE, Tile, Vocabulary, restore
-from termwise.storage.tantivy.tile_files import TileContent, TileFile, TileFileError, list_tiles, read_tile, write_tile
+from termwise.storage.tantivy.tile_files import (
+    TileContent,
+    TileFile,
+    TileFileError,
+    is_mapped,
+    list_tiles,
+    read_tile,
+    remove,
+    remove_unfinished,
+    write_tile,
+)
 from termwise.storage.tantivy.tiles import SparseTiles
 from termwise.storage.tantivy.upkeep import with_dead
 
@@ -51,13 +62,15 @@ class Accelerator:
     """Reads and writes the tiles of one index folder."""
 
     def __init__(self, folder: Path, layout: Layout) -> None:
-        """Take the index's folder; its files lie in a folder below."""
+        """Take the index's folder, which nobody else may write to; its files lie in a folder below."""
+        self._index_folder = folder
         self._folder = folder / TILES_FOLDER
         self._layout = layout
+        remove_unfinished(self._folder)
 
     def size_of_files(self) -> int:
         """Sum up the sizes of the files in bytes."""
-        return sum(file.path.stat().st_size for file in list_tiles(self._folder))
+        return sum(file.size for file in list_tiles(self._folder))
 
     def load(self, searcher: Searcher, schema: Schema, last_seq_no: int) -> Mapping[str, SparseTiles]:
         """Give the tiles of what the searcher sees: from files, and from stored vectors what no file covers."""
@@ -70,42 +83,58 @@ class Accelerator:
         }
 
     def keep(self, place: FieldPlace, vocabulary: Vocabulary, tile: Tile) -> Tile:
-        """Write a tile to a file and give it as the file holds it, all documents alive; OSError where that fails."""
+        """Write a tile to a file and give it as the file holds it, all documents alive; OSError where that fails.
+
+        What is read from the disk later has to be there first, so tantivy's commit is finished before.
+        """
+        sync_commit(self._index_folder)
         words = [vocabulary.words[number] for number in tile.tokens.tolist()]
         content = TileContent({name: getattr(tile, name) for name in _ARRAYS}, words)
         file = write_tile(self._folder, self._layout.id, place.number, content)
         for other in list_tiles(self._folder):
-            if other.field == place.number and other != file and _overlap(other, file):
-                other.path.unlink(missing_ok=True)
+            if other.field == place.number and other.path != file.path and _overlap(other, file):
+                remove(other.path)
         return self._read(file, vocabulary)
 
-    def keep_open(self, fields: Mapping[str, SparseTiles]) -> None:
-        """Seal the newest tiles into files, as one a field, so that the next start reads no documents."""
+    def keep_rest(self, fields: Mapping[str, SparseTiles], until: float) -> None:
+        """Write what no file holds: sealed tiles, and the newest ones as one a field, so that the next start is short.
+
+        No tile is begun after `until`, by the monotonic clock: the next start reads those documents again.
+        """
         for name, held in fields.items():
             sealed = max((place for place, tile in enumerate(held.tiles) if tile.sealed), default=-1)
-            tiles = held.tiles[sealed + 1 :]
-            if _WORTH_A_FILE <= sum(tile.live for tile in tiles) <= TILE:
-                self.keep(self._layout.places[name], held.vocabulary, seal(tiles))
+            newest = held.tiles[sealed + 1 :]
+            rest = [[tile] for tile in held.tiles if is_unkept(tile)]
+            if _WORTH_A_FILE <= sum(tile.live for tile in newest) <= TILE:
+                rest.append(list(newest))
+            for tiles in rest:
+                if time.monotonic() >= until:
+                    _log.info("tiles of index %s were not kept: its time to close was up", self._index_folder.name)
+                    return
+                self.keep(self._layout.places[name], held.vocabulary, tiles[0] if tiles[0].sealed else seal(tiles))
 
     def _load_field(self, field: _Field, files: Sequence[TileFile], last_seq_no: int) -> SparseTiles:
         vocabulary = Vocabulary()
         tiles: list[Tile] = []
         covered: list[TileFile] = []
-        for file in sorted(files, key=lambda file: -file.path.stat().st_mtime_ns):  # of two for one span, the newer
+        for file in sorted(files, key=lambda file: -file.written):  # of two for one span, the newer
             if any(_overlap(file, other) for other in covered):
-                file.path.unlink(missing_ok=True)
+                remove(file.path)
                 continue
             try:
                 tile = self._as_of(field, file, self._read(file, vocabulary))
             except TileFileError as error:
                 _log.warning("tile file %s is built anew: %s", file.path, error)
-                file.path.unlink(missing_ok=True)
+                remove(file.path)
+                continue
+            except OSError as error:
+                _log.warning("tile file %s is left out, as it cannot be read now: %s", file.path, error)
                 continue
             if tile.live:
                 tiles.append(tile)
                 covered.append(file)
             else:
-                file.path.unlink(missing_ok=True)
+                remove(file.path)
         with ThreadPoolExecutor(1, "loading") as worker:
             for first, last in _gaps(covered, last_seq_no):
                 loading = Loading(worker, vocabulary)
@@ -163,6 +192,11 @@ class _Field:
         span = Query.range_query(self._schema, "seq_no", FieldType.Integer, first, last)
         both = [(Occur.Must, Query.const_score_query(part, 0.0)) for part in (self._has, span)]
         return Query.boolean_query(both)
+
+
+def is_unkept(tile: Tile) -> bool:
+    """Tell whether a tile is sealed, but no file holds it: writing it failed."""
+    return tile.sealed and not is_mapped(tile.seq_nos)
 
 
 def tiles_size(fields: Mapping[str, SparseTiles]) -> int:

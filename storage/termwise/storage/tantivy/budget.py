@@ -3,7 +3,8 @@
 Sealed tiles are mapped from files, so what they take is page cache, which the kernel gives up under pressure. Up to
 `memory` bytes they count as resident. Beyond, the indices that were searched least recently are cold: the kernel is
 told to reclaim their pages first, and they are read again as searches need them. Beyond `mapped` bytes an index goes
-without: tantivy ranks, within a budget of postings, and says how far off it may be (see `plan`).
+without: tantivy ranks, within a budget of postings, and says how far off it may be (see `plan`). That stays so until
+the index is opened again, even where there is room by then.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import tantivy
 
 from termwise.storage.checks import refusal
 from termwise.storage.errors import StorageError, StorageFullError, StorageLockedError
-from termwise.storage.tantivy.accelerator import Accelerator, tiles_size
+from termwise.storage.tantivy.accelerator import Accelerator, is_unkept, tiles_size
 from termwise.storage.tantivy.layout import (
     commit_stamp,
     has_room,
@@ -30,7 +30,7 @@ from termwise.storage.tantivy.reader import TantivyReader
 from termwise.storage.tantivy.sealing import seal
 from termwise.storage.tantivy.tile_files import TileFileError, cool
 from termwise.storage.tantivy.tiles import SparseTiles
-from termwise.storage.tantivy.upkeep import reserved, swapped, tiles_to_seal
+from termwise.storage.tantivy.upkeep import released, reserved, swapped, tiles_to_seal
 from termwise.storage.types import Delete, Put, Result, Written
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ _log: Final = logging.getLogger("termwise.storage")
 _WRITER_BYTES: Final = 64 * 1024 * 1024
 """Memory in which tantivy gathers documents before it writes a segment."""
 
+_KEEP_AGAIN: Final = 30.0
+"""Seconds after which a tile that could not be written is tried again."""
+
 
 @dataclass(slots=True)
 class _Change:
@@ -61,6 +64,19 @@ class _Change:
     """Seq_no of the version from before the batch, by id."""
     versions: dict[str, int] = field(default_factory=dict)
     """What each document's version is by now, 0 for none, by id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Neighbours of a field that are to become one sealed tile."""
+
+    field: str
+    vocabulary: Vocabulary
+    old: Sequence[Tile]
+    marked: bool = False
+    """Whether they are `reserved`: those that were sealed before need not be."""
+    again: bool = False
+    """Whether it is one that is well, but could not be written to a file."""
 
 
 class TantivyIndex:
@@ -96,7 +112,12 @@ class TantivyIndex:
         self._writing = threading.Lock()
         self._closed = False
         self._stale = False
-        self._load()
+        self._keep_again = -math.inf
+        try:
+            self._load()
+        except BaseException:
+            budget.leave(self)
+            raise
 
     @property
     def schema(self) -> IndexSchema:
@@ -123,8 +144,11 @@ class TantivyIndex:
         self.searched = time.monotonic()
         return self._reader
 
-    def close(self, *, dropped: bool = False) -> None:
-        """See `SparseIndex.close`. What is `dropped` leaves nothing for the next start."""
+    def close(self, *, dropped: bool = False, until: float = math.inf) -> None:
+        """See `SparseIndex.close`. What is `dropped` leaves nothing for the next start.
+
+        After `until`, by the monotonic clock, no more tiles are written: the next start makes them instead.
+        """
         with self._writing:
             closed, self._closed = self._closed, True
             self._writer = None
@@ -132,49 +156,85 @@ class TantivyIndex:
         with self._keeping:  # what upkeep still writes ends first
             if not (closed or dropped or self._stale) and self._accelerator and self._tiles:
                 with suppress_logged("open tiles were not kept"):
-                    sync_commit(self._folder)
-                    self._accelerator.keep_open(self._tiles)
+                    self._accelerator.keep_rest(self._tiles, until)
 
     @property
     def idle_seconds(self) -> float:
         """How long ago the last write was."""
         return time.monotonic() - self._written
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    @property
+    def unkept(self) -> bool:
+        """Whether there are sealed tiles that could not be written to files."""
+        return any(is_unkept(tile) for held in (self._tiles or {}).values() for tile in held.tiles)
+
     def upkeep(self, *, idle: bool = False) -> bool:
         """Make one tile of those that should be one, and keep it in a file; False where there was nothing to do.
 
-        Writes and searches go on meanwhile. `idle` does what is worth doing where nobody writes.
+        Writes and searches go on meanwhile. `idle` does what is worth doing where nobody writes, and writes a tile
+        again whose file could not be written.
         """
         with self._keeping:
             with self._writing:
-                job = self._next_job(idle=idle)
-            if job is None or self._accelerator is None:
+                job, accelerator = self._next_job(idle=idle), self._accelerator
+            if job is None or accelerator is None:
                 return False
-            name, vocabulary, old = job
-            fresh = seal(old)
-            with suppress_logged("a tile was not kept"):
-                sync_commit(self._folder)
-                fresh = self._accelerator.keep(self._layout.places[name], vocabulary, fresh)
-            with self._writing:
-                if self._tiles is None or self._stale or self._closed:
-                    return False
-                held = self._tiles[name]
-                tiles = swapped(held.tiles, old, fresh)
-                if tiles is not None:
-                    changed = {**self._tiles, name: SparseTiles(held.vocabulary, tuple(tiles))}
-                    self._show(changed, self._reader.last_seq_no, self._reader.searcher)
-            return True
+            try:
+                fresh = job.old[0] if job.again else seal(job.old)
+                self._keep_again = time.monotonic() + _KEEP_AGAIN
+                with suppress_logged("a tile was not kept"):
+                    fresh = accelerator.keep(self._layout.places[job.field], job.vocabulary, fresh)
+                    self._keep_again = -math.inf
+                with self._writing:
+                    return self._swap(job, fresh) and not (job.again and is_unkept(fresh))
+            except BaseException:
+                if job.marked:
+                    self._release(job)
+                raise
 
-    def _next_job(self, *, idle: bool) -> tuple[str, Vocabulary, list[Tile]] | None:
+    def _swap(self, job: _Job, fresh: Tile) -> bool:
+        """Put a new tile in the place of old ones; False where the index is closed or has to be read anew."""
+        if self._tiles is None or self._stale:
+            return False
+        held = self._tiles[job.field]
+        tiles = swapped(held.tiles, job.old, fresh)
+        if tiles is not None:
+            changed = {**self._tiles, job.field: SparseTiles(held.vocabulary, tuple(tiles))}
+            if self._closed:  # only `close` looks at it, for what is not kept yet
+                self._tiles = changed
+            else:
+                self._show(changed, self._reader.last_seq_no, self._reader.searcher)
+        return not self._closed
+
+    def _release(self, job: _Job) -> None:
+        """Let writes join tiles again that did not become one."""
+        with self._writing:
+            if self._tiles is not None and not self._stale:
+                held = self._tiles[job.field]
+                tiles = released(held.tiles, job.old)
+                self._tiles = {**self._tiles, job.field: SparseTiles(held.vocabulary, tuple(tiles))}
+
+    def _next_job(self, *, idle: bool) -> _Job | None:
         """Choose tiles that are to become one, and keep writes from joining them with others."""
         if self._tiles is None or self._closed or self._stale:
             return None
         for name, held in self._tiles.items():
             run = tiles_to_seal(held.tiles, idle=idle)
             if run is not None:
+                if held.tiles[run.start].sealed:
+                    return _Job(name, held.vocabulary, held.tiles[run])
                 tiles = reserved(held.tiles, run)
                 self._tiles = {**self._tiles, name: SparseTiles(held.vocabulary, tuple(tiles))}
-                return name, held.vocabulary, tiles[run]
+                return _Job(name, held.vocabulary, tiles[run], marked=True)
+        if idle and time.monotonic() >= self._keep_again:
+            for name, held in self._tiles.items():
+                for tile in filter(is_unkept, held.tiles):
+                    return _Job(name, held.vocabulary, [tile], again=True)
         return None
 
     def release_writer(self) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
-import queue
 import shutil
 import threading
+import time
 import uuid
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from termwise.storage.checks import check_schema
@@ -25,6 +27,7 @@ from termwise.storage.tantivy.index import TantivyIndex
 from termwise.storage.tantivy.layout import Layout, is_full, sync
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from termwise.storage.types import IndexSchema
@@ -38,6 +41,12 @@ _LONGEST_NAME: Final = 255
 
 _PATIENCE: Final = 1.0
 """Seconds without a write after which an index counts as idle."""
+
+_RETRY: Final = 30.0
+"""Seconds after which upkeep that failed is tried again."""
+
+_CLOSING: Final = 5.0
+"""Seconds for which a store that closes begins to write tiles: a service is killed when it takes too long to stop."""
 
 _MOST_WRITERS: Final = 8
 """Writers that stay open in a store, each a few threads; busy ones are on top."""
@@ -55,7 +64,8 @@ class TantivyStore:
         self._folder = folder
         self._exact_path = exact_path
         self._open: dict[str, tuple[TantivyIndex, int]] = {}
-        self._lock = threading.Lock()
+        self._taken: set[str] = set()
+        self._lock = threading.Condition()
         self._writers: list[TantivyIndex] = []
         self._writers_lock = threading.Lock()
         self._upkeep = Upkeep(self._budget)
@@ -67,7 +77,7 @@ class TantivyStore:
         """See `IndexStore.create`."""
         check_schema(schema)
         target = self._path(name)
-        with self._lock:
+        with self._alone_with(name):
             if target.exists():
                 raise IndexExistsError(f'Index "{name}" exists.')
             fresh = self._transient()
@@ -85,7 +95,7 @@ class TantivyStore:
     def open(self, name: str) -> TantivyIndex:
         """See `IndexStore.open`."""
         path = self._path(name)
-        with self._lock:
+        with self._alone_with(name):
             if name in self._open:
                 return self._open[name][0]
             if not path.is_dir():
@@ -116,7 +126,7 @@ class TantivyStore:
     def drop(self, name: str) -> None:
         """See `IndexStore.drop`."""
         path = self._path(name)
-        with self._lock:
+        with self._alone_with(name):
             if not path.is_dir():
                 raise IndexMissingError(f'Index "{name}" does not exist.')
             self._close(name, dropped=True)
@@ -126,11 +136,25 @@ class TantivyStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def close(self) -> None:
-        """See `IndexStore.close`."""
+        """See `IndexStore.close`. Tiles are written for a few seconds, over all indices; the rest at the next start."""
+        self._upkeep.close()
+        until = time.monotonic() + _CLOSING
+        for name in tuple(self._open):
+            with self._alone_with(name):
+                self._close(name, until=until)
+
+    @contextmanager
+    def _alone_with(self, name: str) -> Iterator[None]:
+        """Keep others from opening, closing, making and dropping this index; other indices are not held up."""
         with self._lock:
-            self._upkeep.close()
-            for name in tuple(self._open):
-                self._close(name)
+            self._lock.wait_for(lambda: name not in self._taken)
+            self._taken.add(name)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken.discard(name)
+                self._lock.notify_all()
 
     def _limit_writers(self, index: TantivyIndex) -> None:
         """Close the writers that were opened first: each has threads, and memory for documents that are not flushed."""
@@ -140,10 +164,11 @@ class TantivyStore:
             released = [other for other in idle if other.release_writer()]
             self._writers = [other for other in self._writers if other not in released] + [index]
 
-    def _close(self, name: str, *, dropped: bool = False) -> None:
+    def _close(self, name: str, *, dropped: bool = False, until: float = math.inf) -> None:
         index, lock = self._open.pop(name, (None, -1))
         if index is not None:
-            index.close(dropped=dropped)
+            index.close(dropped=dropped, until=until)
+            self._upkeep.forget(index)
             with self._writers_lock:
                 self._writers = [other for other in self._writers if other is not index]
             os.close(lock)
@@ -163,62 +188,84 @@ class TantivyStore:
 
 
 class Upkeep:
-    """One thread that sees to the tiles of all indices of a store, one tile at a time."""
+    """One thread that sees to the tiles of all indices of a store, one tile at a time, whoever is due first."""
 
     def __init__(self, budget: Budget) -> None:
         """Begin without a thread; the first index that asks starts it. What is cold by the `budget` is cooled."""
         self._budget = budget
-        self._waiting: queue.SimpleQueue[TantivyIndex | None] = queue.SimpleQueue()
-        self._asked: set[TantivyIndex] = set()
-        self._lock = threading.Lock()
+        self._due: dict[tuple[TantivyIndex, bool], float] = {}
+        """When by the monotonic clock, by index and whether that is for what is done while nobody writes."""
+        self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def ask(self, index: TantivyIndex) -> None:
-        """See to an index soon; asking again before that changes nothing."""
-        with self._lock:
-            if self._closed or index in self._asked:
+        """See to an index soon, and once more when it rests; asking again before that changes nothing."""
+        with self._changed:
+            if self._closed:
                 return
-            self._asked.add(index)
-            self._waiting.put(index)
+            now = time.monotonic()
+            self._due.setdefault((index, False), now)
+            self._due.setdefault((index, True), now + _PATIENCE)
+            self._changed.notify()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+                with suppress(RuntimeError):  # no thread can be had now; what asks next tries again
+                    thread.start()
+                    self._thread = thread
+
+    def forget(self, index: TantivyIndex) -> None:
+        """See no more to an index that was closed."""
+        with self._changed:
+            for idle in (False, True):
+                self._due.pop((index, idle), None)
 
     def close(self) -> None:
         """End after the tile that is being made."""
-        with self._lock:
+        with self._changed:
             self._closed = True
-            self._waiting.put(None)
+            self._changed.notify()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        resting: set[TantivyIndex] = set()
-        while not self._closed:
-            try:
-                index = self._waiting.get(timeout=_PATIENCE / 2 if resting else None)
-                if index is None:
-                    return
-                with self._lock:
-                    self._asked.discard(index)
-                resting.add(index)
-                if self._seen_to(index):
-                    self.ask(index)
-            except queue.Empty:
-                for index in tuple(resting):
-                    if index.idle_seconds >= _PATIENCE and not self._seen_to(index, idle=True):
-                        resting.discard(index)
+        while self._wait():
+            self._see_to_next()
 
-    def _seen_to(self, index: TantivyIndex, *, idle: bool = False) -> bool:
+    def _wait(self) -> bool:
+        """Wait until an index is due; False once it is time to end."""
+        with self._changed:
+            while not self._closed:
+                delay = min(self._due.values(), default=math.inf) - time.monotonic()
+                if delay <= 0:
+                    return True
+                self._changed.wait(None if delay == math.inf else delay)
+        return False
+
+    def _see_to_next(self) -> None:
+        with self._changed:
+            if not self._due:  # forgotten meanwhile
+                return
+            index, idle = min(self._due, key=self._due.__getitem__)
+            self._due.pop((index, idle))
+        rest = _PATIENCE - index.idle_seconds if idle else 0.0
+        if rest <= 0:
+            rest = self._see_to(index, idle=idle)
+        with self._changed:
+            if rest < math.inf and not index.closed:
+                self._due.setdefault((index, idle), time.monotonic() + rest)
+
+    def _see_to(self, index: TantivyIndex, *, idle: bool) -> float:
+        """Make a tile, and give the seconds after which to look again."""
         try:
-            done = index.upkeep(idle=idle)
-            for cold in self._budget.cold() if done else ():
-                cold.cool()
+            if index.upkeep(idle=idle):
+                for cold in self._budget.cold():
+                    cold.cool()
+                return 0.0
         except Exception:  # noqa: BLE001 - they are only faster, not needed
             _log.exception("tiles were left as they are")
-            return False
-        return done
+            return _RETRY if idle else math.inf
+        return _RETRY if idle and index.unkept else math.inf
 
 
 def _lock_file(folder: Path) -> int:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-TILE_FORMAT: Final = 1
+TILE_FORMAT: Final = 2
 """Raised with every change of a tile's arrays or of what they mean: files of another version are built anew."""
 
 _MAGIC: Final = b"TWTILE\r\n"
@@ -42,6 +42,9 @@ _HEAD: Final = struct.Struct("<8sI")
 _CRC: Final = struct.Struct("<I")
 _ALIGNMENT: Final = 64
 _PAGE: Final = 4096
+_CHUNK: Final = 256 * _PAGE
+"""What stays in a core's cache while it is summed up twice."""
+
 _LONGEST_HEADER: Final = 1 << 20
 _NAME: Final = re.compile(r"(\d+)-(\d+)-(\d+)\.tile")
 _UNFINISHED: Final = ".new"
@@ -64,12 +67,16 @@ class TileContent:
 
 @dataclass(frozen=True, slots=True, order=True)
 class TileFile:
-    """A file by its name: the field's number and the span of seq_nos."""
+    """A file by its name: the field's number and the span of seq_nos; and what it was when it was listed."""
 
     first: int
     last: int
     field: int
     path: Path
+    size: int = 0
+    """In bytes."""
+    written: int = 0
+    """When, in nanoseconds since the epoch."""
 
     @classmethod
     def named(cls, folder: Path, field: int, first: int, last: int) -> TileFile:
@@ -78,17 +85,30 @@ class TileFile:
 
 
 def list_tiles(folder: Path) -> list[TileFile]:
-    """List a folder's files, by span; what a crash left unfinished, and what is none of ours, is removed."""
-    if not folder.is_dir():
-        return []
+    """List a folder's files, by span; what cannot be looked at counts as absent."""
     files = []
-    for path in folder.iterdir():
-        name = _NAME.fullmatch(path.name)
-        if name is None:
-            path.unlink(missing_ok=True)
-        else:
-            files.append(TileFile(int(name[2]), int(name[3]), int(name[1]), path))
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            name = _NAME.fullmatch(entry.name)
+            with suppress(OSError):  # removed meanwhile
+                if name is not None and entry.is_file():
+                    status, path = entry.stat(), folder / entry.name
+                    size, written = status.st_size, status.st_mtime_ns
+                    files.append(TileFile(int(name[2]), int(name[3]), int(name[1]), path, size, written))
     return sorted(files)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a crash left of files. Only for when nobody writes any."""
+    with suppress(OSError):
+        for path in tuple(folder.glob(f"*{_UNFINISHED}")):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file where that can be done; one that stays is read again at the next start."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def write_tile(folder: Path, index: str, field: int, content: TileContent) -> TileFile:
@@ -124,7 +144,7 @@ def write_tile(folder: Path, index: str, field: int, content: TileContent) -> Ti
         fresh.rename(file.path)
         sync(folder)
     except BaseException:
-        fresh.unlink(missing_ok=True)
+        remove(fresh)
         raise
     return file
 
@@ -134,13 +154,14 @@ def read_tile(file: TileFile, index: str) -> TileContent:
 
     Raises:
         TileFileError: it is not a whole file of this format, index, field and span.
+        OSError: it cannot be read now, which says nothing of what it holds.
 
     """
-    try:
-        with file.path.open("rb") as source:
+    with file.path.open("rb") as source:
+        try:
             data = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise TileFileError(f"it cannot be read: {error}") from error
+        except ValueError as error:
+            raise TileFileError("it is empty") from error
     head, end = _header(data)
     if head.get("format_version") != TILE_FORMAT:
         raise TileFileError(f"it is of format version {head.get('format_version')}, not {TILE_FORMAT}")
@@ -189,18 +210,35 @@ def _arrays(data: mmap.mmap, entries: Sequence[Mapping[str, Any]], at: int) -> d
 
 
 def checksum(array: NDArray[Any]) -> int:
-    """Sum up an array's bytes: the CRC-32 of the sums of its pages, as fast as memory is read."""
+    """Sum up an array's bytes: a CRC-32 of sums of its 64-bit words, by page and by place in the page.
+
+    A page's sum tells which page words belong to, the other where in it, so that words that changed places show.
+    """
     data = np.frombuffer(np.ascontiguousarray(array).data, np.uint8) if array.size else _NOTHING
     whole = len(data) - len(data) % _PAGE
-    sums = data[:whole].view(np.uint64).reshape(-1, _PAGE // 8).sum(axis=1, dtype=np.uint64)
-    return zlib.crc32(data[whole:].data, zlib.crc32(sums.data))
+    value = 0
+    for first in range(0, whole, _CHUNK):
+        words = data[first : min(first + _CHUNK, whole)].view(np.uint64).reshape(-1, _PAGE // 8)
+        value = zlib.crc32(words.sum(axis=1, dtype=np.uint64).data, value)
+        value = zlib.crc32(words.sum(axis=0, dtype=np.uint64).data, value)
+    return zlib.crc32(data[whole:].data, value)
+
+
+def is_mapped(array: NDArray[Any]) -> bool:
+    """Tell whether an array lies in a mapped file."""
+    return _mapping(array) is not None
 
 
 def cool(array: NDArray[Any]) -> None:
     """Tell the kernel to reclaim the file that an array is mapped from before other pages; others are left alone."""
+    holder = _mapping(array)
+    if holder is not None:
+        with suppress(OSError):  # Linux before 5.4
+            holder.madvise(_COLD)
+
+
+def _mapping(array: NDArray[Any]) -> mmap.mmap | None:
     holder: Any = array
     while isinstance(holder, (np.ndarray, memoryview)):
         holder = holder.base if isinstance(holder, np.ndarray) else holder.obj
-    if isinstance(holder, mmap.mmap):
-        with suppress(OSError):  # Linux before 5.4
-            holder.madvise(_COLD)
+    return holder if isinstance(holder, mmap.mmap) else None

@@ -60,6 +60,12 @@ def reserved(tiles: Sequence[Tile], run: slice) -> list[Tile]:
     return [*tiles[: run.start], *(replace(tile, sealed=True) for tile in tiles[run]), *tiles[run.stop :]]
 
 
+def released(tiles: Sequence[Tile], old: Sequence[Tile]) -> list[Tile]:
+    """Take the mark of `reserved` from old ones that were not made into one after all."""
+    held = {id(tile.seq_nos) for tile in old}
+    return [replace(tile, sealed=False) if id(tile.seq_nos) in held else tile for tile in tiles]
+
+
 def swapped(tiles: Sequence[Tile], old: Sequence[Tile], new: Tile) -> list[Tile] | None:
     """Put a new tile in the place of old ones, less what was deleted since; None where those are there no more.
 
