@@ -88,7 +88,8 @@ class Settings(BaseSettings):
         ge=0,
         le=1 << 50,
         description="Most bytes of sparse vectors that are mapped into memory. An index beyond that is searched "
-        "slower, and says how far off its scores may be. 0: four times exact_path_memory_bytes.",
+        "slower until the server starts again, and says how far off its scores may be. 0: four times "
+        "exact_path_memory_bytes.",
     )
     switch_interval_ms: float = Field(
         0.5,
