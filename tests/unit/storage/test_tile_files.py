@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import logging
+import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from termwise.storage.tantivy import accelerator, tiles, upkeep
+from termwise.storage.tantivy import index as index_module
+from termwise.storage.tantivy import store as store_module
 from termwise.storage.tantivy.store import TantivyStore
-from termwise.storage.tantivy.tile_files import TILE_FORMAT
+from termwise.storage.tantivy.tile_files import TILE_FORMAT, TileFile, checksum
 from termwise.storage.types import (
     Delete,
     Document,
@@ -360,3 +369,284 @@ def test_kill_9_amid_upkeep_changes_no_answer(folder: Path) -> None:
         store.close()
         assert restarted(folder) == given
     assert kept > 2
+
+
+@contextmanager
+def one_more_file() -> Iterator[None]:
+    """Let the process open no more than one file at a time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_files_that_cannot_be_read_now_are_left(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = fill(folder)
+    before = files(folder)
+    store = TantivyStore(folder)
+    index = store.open("i")
+    store._upkeep.close()
+    reader, reading = index.reader(), index._accelerator
+    assert reading is not None
+    with one_more_file(), caplog.at_level(logging.WARNING, "termwise.storage"):
+        fields = reading.load(reader.searcher, index._index.schema, reader.last_seq_no)
+    assert caplog.text.count(os.strerror(errno.EMFILE)) == len(before) > 2
+    assert files(folder) == before
+    index._show(fields, reader.last_seq_no, reader.searcher)
+    assert answers(index.reader()) == given
+    store.close()
+    assert restarted(folder) == given
+
+
+def replaced_by_file(tiles_folder: Path) -> None:
+    tiles_folder.rename(tiles_folder.with_name("other"))
+    tiles_folder.write_bytes(b"")
+
+
+STRANGERS: dict[str, Callable[[Path], Any]] = {
+    "folder": lambda path: (path / ".snapshot").mkdir(),
+    "unfinished folder": lambda path: (path / "x.new").mkdir(),
+    "folder with a tile's name": lambda path: (path / "0-1-9.tile").mkdir(),
+    "link to nothing": lambda path: (path / "0-1-9.tile").symlink_to("nothing"),
+    "link to itself": lambda path: (path / "0-1-9.tile").symlink_to("0-1-9.tile"),
+    "file in place of all": replaced_by_file,
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_what_is_no_file_keeps_no_index_from_opening(folder: Path, stranger: str) -> None:
+    given = fill(folder)
+    STRANGERS[stranger](folder / "i" / "tiles")
+    store = TantivyStore(folder)
+    assert answers(store.open("i").reader()) == given
+    settle(store)
+    assert answers(store.open("i").reader()) == given
+    store.close()
+    assert restarted(folder) == given
+
+
+def test_a_file_that_vanishes_or_stays_keeps_no_index_from_opening(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = fill(folder)
+
+    def vanishing(path: Path) -> list[TileFile]:
+        found = listed(path)
+        os.unlink(found[1].path)  # noqa: PTH108 - the other one is refused
+        found[0].path.write_bytes(b"")
+        return found
+
+    def refused(path: Path, **_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    listed = accelerator.list_tiles
+    store = TantivyStore(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(accelerator, "list_tiles", vanishing)
+        patch.setattr(Path, "unlink", refused)
+        index = store.open("i")
+        store._upkeep.close()
+        assert answers(index.reader()) == given
+    store.close()
+    assert restarted(folder) == given
+
+
+def plain(count: int, *, first: int = 0) -> list[Operation]:
+    return [Put(Document(str(n), b"{}", sparse={"v": sparse_vector(["a"], [1])})) for n in range(first, first + count)]
+
+
+@contextmanager
+def busy_index(store: TantivyStore) -> Iterator[None]:
+    """Write to an index all the time that always has tiles worth sealing once it rests."""
+    store.create("busy", SCHEMA)
+    index, done = store.open("busy"), threading.Event()
+    index.write(plain(50))
+
+    def write() -> None:
+        while not done.is_set():
+            index.write(plain(2))
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        yield
+    finally:
+        done.set()
+        writing.join()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let upkeep be less patient than people."""
+    monkeypatch.setattr(store_module, "_PATIENCE", 0.3)
+    monkeypatch.setattr(store_module, "_RETRY", 0.05)
+    monkeypatch.setattr(index_module, "_KEEP_AGAIN", 0.01)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Tell when a tile of index "i" was written."""
+    write, event = accelerator.write_tile, threading.Event()
+
+    def written(path: Path, *rest: Any) -> TileFile:
+        file = write(path, *rest)
+        if path.parent.name == "i":
+            event.set()
+        return file
+
+    monkeypatch.setattr(accelerator, "write_tile", written)
+    return event
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_index_that_rests_is_sealed_beside_a_busy_one(folder: Path, kept: threading.Event) -> None:
+    store = TantivyStore(folder)
+    with busy_index(store):
+        store.open("i").write(plain(40))
+        assert kept.wait(20)
+    store.close()
+
+
+def test_a_dropped_index_is_let_go_beside_a_busy_one(folder: Path) -> None:
+    store, gone = TantivyStore(folder), threading.Event()
+    with busy_index(store):
+        index = store.open("i")
+        index.write(plain(40))
+        weakref.finalize(index, gone.set)
+        del index
+        store.drop("i")
+        assert any(gone.wait(0.1) or gc.collect() < 0 for _ in range(100))
+    store.close()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_tile_that_could_not_be_written_is_written_when_it_can(
+    folder: Path, kept: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, failed = TantivyStore(folder), threading.Event()
+    (folder / "i" / "tiles").write_bytes(b"in the way of the folder")
+    caplog.handler.addFilter(lambda record: failed.set() or True if "not kept" in record.msg % record.args else True)
+    index = store.open("i")
+    index.write(plain(200))
+    assert failed.wait(20)
+    assert not kept.is_set()
+    (folder / "i" / "tiles").unlink()
+    assert kept.wait(20)
+    store.close()
+
+
+def test_a_tile_that_could_not_be_written_is_written_at_close(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "_KEEP_AGAIN", 0.0)
+    store = TantivyStore(folder)
+    store._upkeep.close()
+    (folder / "i" / "tiles").write_bytes(b"in the way of the folder")
+    index = store.open("i")
+    for batch in batches(1, 12):
+        index.write(batch)
+    settle(store)
+    index.write([Delete("1"), Delete("3")])
+    given = answers(index.reader())
+    assert index.unkept
+    (folder / "i" / "tiles").unlink()
+    store.close()
+    assert len(files(folder)) > 2
+    monkeypatch.setattr(accelerator, "read_vectors", lambda _: pytest.fail("a document was read"))
+    assert restarted(folder) == given
+
+
+def test_tiles_that_could_not_be_sealed_are_joined_by_writes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(_: Any) -> None:
+        raise MemoryError
+
+    store = TantivyStore(folder)
+    store._upkeep.close()
+    index = store.open("i")
+    index.write(plain(40))
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "seal", lacking)
+        with pytest.raises(MemoryError):
+            index.upkeep(idle=True)
+    index.write(plain(20, first=40))
+    assert not any(tile.sealed for tile in index.reader().tiles["v"].tiles)
+    store.close()
+
+
+def test_a_failed_opening_takes_nothing_of_the_budget(folder: Path) -> None:
+    fill(folder)
+    files(folder)[0].unlink()
+    for path in (folder / "i").rglob("*.store"):
+        path.write_bytes(b"\xff" * 40 + path.read_bytes()[40:])
+    store = TantivyStore(folder)
+    with pytest.raises(ValueError, match=r"."):
+        store.open("i")
+    assert not store._budget._sizes
+    store.close()
+
+
+def test_reading_anew_leaves_a_file_in_the_making(folder: Path) -> None:
+    fill(folder)
+    store = TantivyStore(folder)
+    index = store.open("i")
+    making = folder / "i" / "tiles" / "0-1-9.new"
+    making.write_bytes(b"half")
+    with index._writing:
+        index._load()
+    assert making.exists()
+    store.close()
+
+
+def test_a_checksum_sees_words_that_changed_places() -> None:
+    data = np.random.default_rng(1).integers(0, 1 << 32, 400_000, dtype=np.uint32)
+    sums = {checksum(data)}
+    for one, other in ((0, 2), (0, 1024), (6, 300_000), (512, 1023)):
+        moved = data.copy()
+        moved[[one, other]] = moved[[other, one]]
+        sums.add(checksum(moved))
+    pages = data.copy()
+    pages[:2048] = np.concatenate([data[1024:2048], data[:1024]])
+    sectors = data.copy()
+    sectors[:256] = np.concatenate([data[128:256], data[:128]])
+    assert len(sums | {checksum(pages), checksum(sectors)}) == 7
+
+
+def test_an_index_that_closes_holds_up_no_other(folder: Path) -> None:
+    store = TantivyStore(folder)
+    index = store.open("i")
+    dropping = threading.Thread(target=store.drop, args=["i"])
+
+    def use_another() -> None:
+        store.create("j", SCHEMA)
+        store.open("j").write(plain(1))
+
+    another = threading.Thread(target=use_another, daemon=True)
+    with index._keeping:  # as when upkeep makes a tile
+        dropping.start()
+        while not index.closed:
+            pass
+        another.start()
+        another.join(20)
+        held_up = another.is_alive()
+    dropping.join()
+    assert not held_up
+    assert store.list() == ["j"]
+    store.create("i", SCHEMA)
+    assert store.open("i").write(plain(1))
+    store.close()
+
+
+def test_a_close_that_is_out_of_time_leaves_tiles_to_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_CLOSING", 0.0)
+    store = TantivyStore(folder)
+    store._upkeep.close()
+    index = store.open("i")
+    index.write(plain(40))
+    given = answers(index.reader())
+    store.close()
+    assert files(folder) == []
+    assert restarted(folder) == given

@@ -204,9 +204,9 @@ def folder_size(folder: Path) -> int:
     """Sum up the sizes of an index's files in bytes; what is removed meanwhile takes none."""
     total = 0
     for place in (folder, folder / _TANTIVY_FOLDER, folder / TILES_FOLDER):
-        with suppress(FileNotFoundError), os.scandir(place) as entries:  # the index is dropped
+        with suppress(OSError), os.scandir(place) as entries:  # the index is dropped
             for entry in entries:
-                with suppress(FileNotFoundError):  # the file is merged away
+                with suppress(OSError):  # the file is merged away
                     total += entry.stat().st_size if entry.is_file() else 0
     return total
 
