@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="sections, or beginnings of their names, separated by commas")
     parser.add_argument("--quick", action="store_true", help="small: a trial of the benchmarks, not of the machine")
     parser.add_argument(
-        "--minutes", type=float, default=40, help="most minutes in all; what is left over is not measured"
+        "--minutes", type=float, default=70, help="most minutes in all; what is left over is not measured"
     )
     parser.add_argument("--render", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, help="folder of the pages; docs, or build/bench with --quick")
@@ -57,12 +57,17 @@ def main() -> None:
 
 
 def chosen(parts: list[Part], only: str) -> list[Part]:
-    """Give the parts that are named by the beginning of their names. Exits where a name fits none."""
+    """Give the parts that are named, or whose names begin so. Exits where a name fits none."""
     names = [name.strip() for name in only.split(",") if name.strip()]
+    whole = {part.name for part in parts}
     for name in names:
         if not any(part.name.startswith(name) for part in parts):
             sys.exit(f"there is no section {name}; there are {', '.join(part.name for part in parts)}")
-    return [part for part in parts if not names or any(part.name.startswith(name) for name in names)]
+    return [
+        part
+        for part in parts
+        if not names or part.name in names or any(part.name.startswith(name) for name in names if name not in whole)
+    ]
 
 
 def measure(part: Part, seconds: float, *, quick: bool) -> results.Section:

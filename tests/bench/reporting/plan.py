@@ -31,7 +31,7 @@ def plan(*, quick: bool) -> list[Part]:
         _script("encode", 600, "encode", "--seconds", "6", quick=quick),
         _script("drift", 300, "drift", quick=quick),
     ]
-    for size, seconds in zip(sizes, (150, 360, 540), strict=False):
+    for size, seconds in zip(sizes, (150, 660, 660), strict=False):
         found.append(_script(f"search-{size}", seconds, "search", "--documents", str(size), quick=quick))
     found += [
         _script("storage", 480, "storage", "--documents", "10000", "100000", "1000000", quick=quick),

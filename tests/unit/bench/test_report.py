@@ -253,15 +253,16 @@ def test_a_benchmark_that_is_not_there_is_named() -> None:
 def test_sections_are_chosen_by_the_beginning_of_their_names() -> None:
     parts = plan(quick=False)
 
-    names = [part.name for part in report.chosen(parts, "search-100000,drift")]
-    assert names == ["drift", "search-100000", "search-1000000"]
+    names = [part.name for part in report.chosen(parts, "search-1,dri")]
+    assert names == ["drift", "search-10000", "search-100000", "search-1000000"]
+    assert [part.name for part in report.chosen(parts, "search-100000")] == ["search-100000"]
     assert report.chosen(parts, "") == parts
     with pytest.raises(SystemExit, match="there is no section serch"):
         report.chosen(parts, "serch")
 
 
 def test_the_plan_is_short_enough_and_shows_no_folders() -> None:
-    assert sum(part.seconds for part in plan(quick=False)) <= 3600
+    assert sum(part.seconds for part in plan(quick=False)) <= 4200
     for quick in (True, False):
         for part in plan(quick=quick):
             assert all("/" not in words for words in part.shown)
