@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -194,6 +195,37 @@ def test_progress_while_pip_downloads(index: Index, folders: tuple[Path, Path]) 
     size = steps[-1][1]
     assert steps[-1] == (size, size)
     assert any(1 << 20 < done < size for done, _ in steps)
+    assert (folders[0] / artifacts.WEIGHTS).stat().st_size == 4 << 20
+
+
+def test_folders_that_pip_removes_meanwhile_do_no_harm(index: Index, folders: tuple[Path, Path]) -> None:
+    """pip makes and removes folders of its own beside the wheel; its progress is looked for among them."""
+    place = folders[1] / "pip"
+    reports = 0
+
+    def churn() -> None:
+        while not index.go.is_set():
+            for number in range(50):
+                (place / f"unpack{number}" / "inner").mkdir(parents=True)
+            for number in range(50):
+                shutil.rmtree(place / f"unpack{number}")
+
+    def report(done: int, total: int) -> None:
+        nonlocal reports
+        del done, total
+        if index.half.is_set():
+            reports += 1
+        if reports == 1 and not other.is_alive():
+            other.start()
+        if reports > 10:
+            index.go.set()
+
+    other = threading.Thread(target=churn)
+    try:
+        fetch("pypi://pkg@1.0/pkg/model", folders, report=report)
+    finally:
+        index.go.set()
+        other.join()
     assert (folders[0] / artifacts.WEIGHTS).stat().st_size == 4 << 20
 
 

@@ -11,60 +11,82 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """Turns that threads take and give back, under a lock that they share with others."""
+    """The line of those who want the model, under a lock that they share with others.
+
+    A place in it is had before the thread is ready to compute, and kept whatever the threads do meanwhile: one that is
+    awake would otherwise have turn after turn before another, whose batch is older, gets to run.
+    """
 
     def __init__(self, lock: threading.Lock, number: int) -> None:
-        """Begin with all of them free."""
-        self.free = number
-        self._lock = lock
-        self._given_back = threading.Condition(lock)
+        """Let `number` compute at a time."""
+        self.lock = lock
+        self._number = number
+        self._line: list[Turn] = []
 
     def make(self) -> Turn:
-        """Give a turn, which is taken at once where one is free. Under the lock."""
-        taken = self.free > 0
-        self.free -= taken
-        return Turn(self, taken=taken)
+        """Give a turn that stands in line. Under the lock."""
+        turn = Turn(self)
+        self.join(turn)
+        return turn
 
-    def take(self) -> None:
-        """Wait for a free turn."""
-        with self._lock:
-            while not self.free:
-                self._given_back.wait()
-            self.free -= 1
+    def join(self, turn: Turn) -> None:
+        """Put a turn at the end. Under the lock."""
+        self._line.append(turn)
+        if len(self._line) <= self._number:
+            turn.come()
 
-    def give_back(self) -> None:
-        """Let the next have it."""
-        with self._lock:
-            self.free += 1
-            self._given_back.notify()
+    def leave(self, turn: Turn) -> None:
+        """Let the next compute. Under the lock."""
+        self._line.remove(turn)
+        for other in self._line[: self._number]:
+            if not other.taken:
+                other.come()
 
 
 class Turn:
-    """One thread's turn: `with turn:` while the model computes. `held` and `waited` are seconds."""
+    """One thread's turn: `with turn:` while the model computes, as often as there is something to compute.
 
-    def __init__(self, turns: Turns, *, taken: bool) -> None:
-        """Begin taken or not."""
-        self._turns = turns
-        self._taken = taken
-        self._since = time.monotonic()
+    `held` and `waited` are seconds.
+    """
+
+    def __init__(self, turns: Turns) -> None:
+        """Begin in the line, where `Turns.make` puts it."""
+        self.taken = False
         self.held = 0.0
         self.waited = 0.0
+        self._turns = turns
+        self._came = threading.Condition(turns.lock)
+        self._in_line = True
+        self._since = 0.0
+
+    def come(self) -> None:
+        """Let its thread compute from now on. Under the lock; the line says when."""
+        self.taken = True
+        self._since = time.monotonic()
+        self._came.notify()
 
     def take(self) -> None:
         """Wait until it is this thread's turn; nothing where it is already."""
-        if not self._taken:
-            start = time.monotonic()
-            self._turns.take()
-            self._taken = True
-            self._since = time.monotonic()
-            self.waited += self._since - start
+        if self.taken:
+            return
+        start = time.monotonic()
+        with self._turns.lock:
+            if not self._in_line:
+                self._in_line = True
+                self._turns.join(self)
+            while not self.taken:
+                self._came.wait()
+        self.waited += time.monotonic() - start
 
     def give_back(self) -> None:
-        """Let others have it; nothing where they do."""
-        if self._taken:
-            self._taken = False
-            self.held += time.monotonic() - self._since
-            self._turns.give_back()
+        """Let others have it, whether or not this thread took it; nothing where they do."""
+        if self._in_line:
+            with self._turns.lock:
+                self._in_line = False
+                if self.taken:
+                    self.taken = False
+                    self.held += time.monotonic() - self._since
+                self._turns.leave(self)
 
     def __enter__(self) -> None:
         """Take it."""

