@@ -2,14 +2,15 @@
 
     make bench-search ARGS="[--format json] [--documents 100000] [--engines termwise,scipy,lucene] [--quick]"
 
-With `--format json` an object a line, of four kinds:
+With `--format json` an object a line, as soon as it is measured, of five kinds:
 
+- {"bench": "search", "documents", "planned": {"engines", "queries", "k"}}: what is to come, first of all;
 - {"engine", "documents", "queries": "short" | "long", "k", "p50_ms", "p25_ms", "p75_ms", "p95_ms", "recall",
   "vectors", "state": "fresh" | "updated", "settings", "calls", "tokens"}: latency of one call, beside the share of
   the exact k best documents that it found;
 - {"engine", "documents", "index_s", "disk_bytes_per_posting", "memory_bytes_per_posting"}: what the index takes;
 - {"bench": "search", "metric", "documents", "ratio", "bar", "ok"}: a ratio of medians that has a bar;
-- {"engine", "documents", "skipped"}: an engine that cannot be had here, and why.
+- {"engine", "documents", "skipped"}: an engine that cannot be had here, or that failed, and why.
 
 Each engine runs at its documented best, with one thread; the docstrings of `peers/` say how. Indices are built in
 processes of their own, and those of others kept in the cache. Queries are prepared and answers read outside the timed
@@ -34,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from importlib import import_module
@@ -67,6 +69,8 @@ PEERS = {
 AT_A_MILLION = ["termwise", "scipy", "lucene", "seismic", "splade-index"]
 """The others take too long or too much memory: BMP's index takes 8 GB there."""
 QUICK = ["termwise", "scipy", "lucene"]
+Tell = Callable[[list[dict[str, Any]]], None]
+"""What rows are handed to."""
 LARGE = 300_000
 DEPTHS = (10, 100)
 ROUNDS = 3
@@ -87,16 +91,20 @@ def main() -> None:
         for name in options.engines:
             prepare(name, options, collection, options.folder or vectors.CACHE / "peers")
         return None
+    rows: list[dict[str, Any]] = []
+
+    def tell(found: list[dict[str, Any]]) -> None:
+        rows.extend(found)
+        for row in found if options.format == "json" else ():
+            print(json.dumps(row), flush=True)
+
     with tempfile.TemporaryDirectory() as scratch:
-        rows, missing = run(options, collection, options.folder or Path(scratch))
-    rows += bars(rows)
+        wrong = run(options, collection, options.folder or Path(scratch), tell)
+    tell(bars(rows))
     if options.format == "table":
         print_tables(rows)
-    else:
-        for row in rows:
-            print(json.dumps(row), flush=True)
-    if missing:
-        sys.exit("\n".join(missing))
+    if wrong:
+        sys.exit("\n".join(wrong))
     if options.check and not all(row.get("ok", True) for row in rows):
         sys.exit("a bar is missed")
     return None
@@ -116,6 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--synthetic", action="store_true", help="do not look for the real collection")
     parser.add_argument("--folder", type=Path, help="keep indices of ours there, and use those that are there")
     parser.add_argument("--prepare", action="store_true", help="build the indices that are kept, and measure nothing")
+    parser.add_argument("--build-seconds", type=float, help="skip a peer whose index is not built by then")
     parser.add_argument("--build", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.queries = options.queries or (50 if options.quick else 200)
@@ -123,15 +132,16 @@ def parse() -> argparse.Namespace:
         options.documents = min(options.documents, 20_000)
     chosen = QUICK if options.quick else AT_A_MILLION if options.documents >= LARGE else list(PEERS)
     options.engines = [name.strip() for name in options.engines.split(",")] if options.engines else chosen
+    if unknown := [name for name in options.engines if name not in PEERS]:
+        parser.error(f"there is no engine {', '.join(unknown)}; there are {', '.join(PEERS)}")
     return options
 
 
-def run(options: argparse.Namespace, collection: Collection, scratch: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Build, open and time all engines; give the rows, and what was wrong with answers of ours."""
-    rows: list[dict[str, Any]] = []
-    truths = {
-        kind: Truth(collection.documents, collection.of(kind)[: options.queries], options.k) for kind in options.kinds
-    }
+def run(options: argparse.Namespace, collection: Collection, scratch: Path, tell: Tell) -> list[str]:
+    """Build, open and time all engines; tell the rows as they come, and give what was wrong with answers of ours."""
+    planned = {"engines": options.engines, "queries": list(options.kinds), "k": list(options.k)}
+    tell([{"bench": "search", "documents": options.documents, "planned": planned}])
+    truths = {kind: Truth(collection, collection.of(kind)[: options.queries], options.k) for kind in options.kinds}
     opened: dict[str, Peer] = {}
     wrong: list[str] = []
     try:
@@ -144,25 +154,55 @@ def run(options: argparse.Namespace, collection: Collection, scratch: Path) -> t
                 if name == "termwise" and options.documents < LARGE:
                     for truth in truths.values():
                         truth.update(*changes(options.documents))
-            except PeerMissingError as error:
-                rows.append({"engine": name, "documents": options.documents, "skipped": str(error)})
-                continue
-            opened[name] = peer
-            warm(peer, collection, truths, options)
-            rows.append(size_row(name, built, peer, resident() - before, collection))
-        for kind in options.kinds:
-            for k in options.k:
-                queries = collection.of(kind)[: options.queries]
-                lanes = [lane for peer in opened.values() for lane in peer.lanes(queries, k, truths[kind])]
-                print(f"timing {kind} queries, k = {k}", file=sys.stderr)
-                rows += [
-                    {"documents": options.documents, "queries": kind, "k": k, "vectors": collection.label} | row
-                    for row in race(lanes, truths[kind], k, wrong)
-                ]
+                opened[name] = peer
+                warm(peer, collection, truths, options)
+                tell([size_row(name, built, peer, resident() - before, collection)])
+            except Exception as error:  # noqa: BLE001 - a peer may fail as it likes
+                opened.pop(name, None)
+                tell([skipped(name, options, error)])
+        for kind, k in product(options.kinds, options.k):
+            tell(race_all(options, collection, opened, (kind, k, truths[kind]), wrong))
     finally:
         for peer in opened.values():
             peer.close()
-    return [{"engine": row.pop("engine")} | row for row in rows], wrong
+    return wrong
+
+
+def race_all(
+    options: argparse.Namespace,
+    collection: Collection,
+    opened: dict[str, Peer],
+    cell: tuple[Kind, int, Truth],
+    wrong: list[str],
+) -> list[dict[str, Any]]:
+    """Time all engines in one cell: a kind of queries and a k; give its rows."""
+    kind, k, truth = cell
+    queries = collection.of(kind)[: options.queries]
+    print(f"timing {kind} queries, k = {k}", file=sys.stderr)
+    lanes: list[Lane] = []
+    rows = []
+    for name, peer in opened.items():
+        try:
+            made = peer.lanes(queries, k, truth)
+            made[0].search(made[0].prepared[0])
+            lanes += made
+        except Exception as error:  # noqa: BLE001 - a peer may fail as it likes
+            rows.append(skipped(name, options, error))
+    about = {"documents": options.documents, "queries": kind, "k": k, "vectors": collection.label}
+    return rows + [{"engine": row.pop("engine")} | about | row for row in race(lanes, truth, k, wrong)]
+
+
+def skipped(name: str, options: argparse.Namespace, error: Exception) -> dict[str, Any]:
+    """Give the row of a peer that failed; an error of ours is raised again."""
+    if name.startswith("termwise"):
+        raise error
+    return {"engine": name, "documents": options.documents, "skipped": describe(error)}
+
+
+def describe(error: Exception) -> str:
+    """Give the first line of what an error says, and its kind where it was not foreseen."""
+    said = (str(error).strip().splitlines() or ["no message"])[0]
+    return said if isinstance(error, PeerMissingError) else f"{type(error).__name__}: {said}"
 
 
 def race(lanes: list[Lane], truth: Truth, k: int, wrong: list[str]) -> list[dict[str, Any]]:
@@ -264,7 +304,12 @@ def prepare(name: str, options: argparse.Namespace, collection: Collection, scra
         print(f"building {name}", file=sys.stderr)
         command = [sys.executable, __file__, "--build", name, "--folder", str(folder)]
         command += ["--documents", str(options.documents), *(["--synthetic"] if options.synthetic else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        limit_s = options.build_seconds if distribution else None
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise PeerMissingError(f"building its index took more than {limit_s:.0f} s") from None
         if done.returncode:
             shutil.rmtree(folder, ignore_errors=True)
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
@@ -287,7 +332,7 @@ def size_row(name: str, built: Built, peer: Peer, growth: int, collection: Colle
     return {
         "engine": name,
         "documents": collection.documents.shape[0],
-        "index_s": round(built.index_s, 2),
+        "index_s": built.index_s and round(built.index_s, 2),
         "disk_bytes_per_posting": built.disk_bytes and round(built.disk_bytes / postings, 2),
         "memory_bytes_per_posting": None if own == 0 else round((own or grown) / postings, 2),
         "memory_measured": "own figure" if own else "growth of the process",

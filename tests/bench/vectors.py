@@ -20,6 +20,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,6 +64,11 @@ class Collection:
     documents: Any
     queries: list[Query]
     long_queries: list[Query]
+
+    @cached_property
+    def columns(self) -> Any:
+        """The documents by column: CSC, made once."""
+        return self.documents.tocsc()
 
     def of(self, kind: Kind) -> list[Query]:
         """Give the queries of a kind."""

@@ -40,9 +40,12 @@ class Lane:
 
 @dataclass(frozen=True)
 class Built:
-    """What building took, in seconds of one thread where the engine lets one choose, and bytes on disk."""
+    """What building took, in seconds of one thread where the engine lets one choose, and bytes on disk.
 
-    index_s: float
+    Seconds are None where the machine had other work meanwhile.
+    """
+
+    index_s: float | None
     disk_bytes: int | None = None
 
 
@@ -80,12 +83,12 @@ class Truth:
 
     TOLERANCE = 2e-6
 
-    def __init__(self, documents: Any, queries: Sequence[Query], depths: Sequence[int]) -> None:
+    def __init__(self, collection: Collection, queries: Sequence[Query], depths: Sequence[int]) -> None:
         """Score every document for every query; only the k-th best scores are kept."""
-        self._documents = documents
+        self._documents = collection.documents
         self._queries = queries
         self.alive: np.ndarray[Any, Any] | None = None
-        self._columns = documents.tocsc()
+        self._columns = collection.columns
         self._kth: dict[tuple[str, int], np.ndarray[Any, Any]] = {}
         self._depths = depths
         self._fill("fresh")

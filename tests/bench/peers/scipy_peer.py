@@ -13,47 +13,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peers.base import Answer, Built, Lane, Truth
+from peers.base import Answer, Lane, Truth
+from peers.columns import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
-    from vectors import Collection, Query
+    from vectors import Query
 
 _TRIED = 8
 
 
-class Scipy:
+class Scipy(Columns):
     """Exact scores by scipy."""
 
     name = "scipy"
 
-    def build(self, collection: Collection, folder: Path) -> Built:
-        """Time the conversion; the matrix is not kept, since it takes less than loading."""
-        del folder
-        began = time.perf_counter()
-        collection.documents.tocsc()
-        return Built(time.perf_counter() - began)
-
-    def open(self, collection: Collection, folder: Path) -> None:
-        """Make the matrix by column."""
-        del folder
-        self._rows = collection.documents
-        self._columns = collection.documents.tocsc()
-
     def lanes(self, queries: Sequence[Query], k: int, truth: Truth) -> list[Lane]:
         """Choose the fastest way for these queries."""
         del truth
+        rows, columns = self.collection.documents, self.collection.columns
         prepared = {
             "columns": list(queries),
             "column by column": list(queries),
             "rows": [self._dense(query) for query in queries[:_TRIED]],
         }
         ways: dict[str, Callable[[Any], Answer]] = {
-            "columns": lambda query: _best(self._columns[:, query[0]] @ query[1], k),
+            "columns": lambda query: _best(columns[:, query[0]] @ query[1], k),
             "column by column": lambda query: _best(self._add_up(*query), k),
-            "rows": lambda dense: _best(self._rows @ dense, k),
+            "rows": lambda dense: _best(rows @ dense, k),
         }
         times = {name: _median(way, prepared[name][:_TRIED]) for name, way in ways.items()}
         fastest = min(times, key=lambda name: times[name])
@@ -61,22 +49,15 @@ class Scipy:
             prepared["rows"] = [self._dense(query) for query in queries]
         return [Lane("scipy", prepared[fastest], ways[fastest], lambda answer: answer, settings=fastest)]
 
-    def memory_bytes(self) -> int:
-        """Give the arrays' bytes."""
-        return self._columns.data.nbytes + self._columns.indices.nbytes + self._columns.indptr.nbytes
-
-    def close(self) -> None:
-        """Forget the matrix."""
-        del self._columns
-
     def _dense(self, query: Query) -> np.ndarray[Any, Any]:
-        dense = np.zeros(self._rows.shape[1], np.float32)
+        dense = np.zeros(self.collection.documents.shape[1], np.float32)
         dense[query[0]] = query[1]
         return dense
 
     def _add_up(self, tokens: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        indptr, indices, data = self._columns.indptr, self._columns.indices, self._columns.data
-        scores = np.zeros(self._rows.shape[0], np.float32)
+        columns = self.collection.columns
+        indptr, indices, data = columns.indptr, columns.indices, columns.data
+        scores = np.zeros(columns.shape[0], np.float32)
         for token, weight in zip(tokens, weights, strict=True):
             begin, end = indptr[token], indptr[token + 1]
             scores[indices[begin:end]] += data[begin:end] * weight

@@ -7,12 +7,12 @@ compressed, which is left out.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peers.base import Answer, Built, Lane, PeerMissingError, Truth
+from peers.base import Answer, Lane, PeerMissingError, Truth
+from peers.columns import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,27 +21,20 @@ if TYPE_CHECKING:
     from vectors import Collection, Query
 
 
-class SpladeIndex:
+class SpladeIndex(Columns):
     """Exact scores by numba."""
 
     name = "splade-index"
 
-    def build(self, collection: Collection, folder: Path) -> Built:
-        """Time the conversion; the matrix is not kept, since it takes less than loading."""
-        del folder
-        began = time.perf_counter()
-        collection.documents.tocsc()
-        return Built(time.perf_counter() - began)
-
     def open(self, collection: Collection, folder: Path) -> None:
         """Make what its `index` makes."""
-        del folder
+        super().open(collection, folder)
         try:
             from splade_index.numba.retrieve_utils import _retrieve_numba_functional  # noqa: PLC0415 - optional
         except ImportError as error:
             raise PeerMissingError(f"{error}; install requirements/bench.txt") from error
         self._retrieve = _retrieve_numba_functional
-        columns = collection.documents.tocsc()
+        columns = collection.columns
         names = {"data": columns.data, "indices": columns.indices, "indptr": columns.indptr}
         self._scores = names | {"num_docs": columns.shape[0]}
 
@@ -54,11 +47,3 @@ class SpladeIndex:
             return self._retrieve(*query, self._scores, k=k, show_progress=False, n_threads=1)  # type: ignore[no-any-return]
 
         return [Lane("splade-index", prepared, search, lambda hits: (hits[0][0].astype(np.int64), hits[1][0]), "numba")]
-
-    def memory_bytes(self) -> int:
-        """Give the arrays' bytes."""
-        return sum(array.nbytes for array in self._scores.values() if isinstance(array, np.ndarray))
-
-    def close(self) -> None:
-        """Forget the matrix."""
-        del self._scores
