@@ -10,7 +10,7 @@ from reporting.text import MISSING, name, number, plain_table, size, table
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from reporting.results import Results, Row
+    from reporting.results import Results, Row, Section
 
 HEAD = """# Performance
 
@@ -123,14 +123,22 @@ def _section(results: Results, title: str, names: str, write: Callable[[Results]
         return
     for section in here:
         if section.failure:
-            partly = "; the rows that it gave before are shown" if section.rows else ""
-            yield f"*Missing: `{section.name}` failed ({section.failure}){partly}.*"
+            yield _incomplete(section)
     if any(section.rows for section in here):
         yield from write(results)
         for figure in figures.plan(results):
             if figure.section == names:
                 yield f"![{figure.alt}](performance/{figure.file})"
     yield "\n".join(f"- {_told(section.run)}" for section in here)
+
+
+def _incomplete(section: Section) -> str:
+    """Say what a section that was stopped or failed lacks."""
+    partly = "; the rows that it gave before are shown" if section.rows else ""
+    if not section.failure.startswith(("stopped", "cut off")):
+        return f"*Missing: `{section.name}` failed ({section.failure}){partly}.*"
+    missing = searches.missing(section.rows)
+    return f"*`{section.name}` was {section.failure}{missing and f'; {missing}'}{partly}.*"
 
 
 def _told(run: Row) -> str:

@@ -28,14 +28,15 @@ def plan(*, quick: bool) -> list[Part]:
     """Give all sections in the page's order."""
     sizes = (10_000,) if quick else (10_000, 100_000, 1_000_000)
     found = [
-        _script("encode", 600, "encode", "--seconds", "6", quick=quick),
-        _script("drift", 300, "drift", quick=quick),
+        _script("encode", 480, "encode", "--seconds", "4", quick=quick),
+        _script("drift", 240, "drift", quick=quick),
     ]
-    for size, seconds in zip(sizes, (150, 660, 660), strict=False):
-        found.append(_script(f"search-{size}", seconds, "search", "--documents", str(size), quick=quick))
+    for size, seconds, build in zip(sizes, (150, 480, 720), ("60", "150", "240"), strict=False):
+        arguments = ("--documents", str(size), "--build-seconds", build)
+        found.append(_script(f"search-{size}", seconds, "search", *arguments, quick=quick))
     found += [
-        _script("storage", 480, "storage", "--documents", "10000", "100000", "1000000", quick=quick),
-        replace(_script("ingest", 360, "ingest", quick=quick), tells_bars=True),
+        _script("storage", 420, "storage", "--documents", "10000", "100000", "1000000", quick=quick),
+        replace(_script("ingest", 300, "ingest", quick=quick), tells_bars=True),
         replace(_script("overhead", 240, "overhead", quick=quick), tells_bars=True),
         _quality(quick=quick),
         _hardware(quick=quick),
@@ -55,7 +56,7 @@ def _quality(*, quick: bool) -> Part:
     folders = [str(DATA / name) for name in names]
     command = ("-m", "termwise.cli", "eval", *folders, "--format", "json")
     commands = (command,) if folders else ()
-    return Part("quality", commands, 240, (f"termwise eval {' '.join(names)} --markdown",))
+    return Part("quality", commands, 210, (f"termwise eval {' '.join(names)} --markdown",))
 
 
 def _hardware(*, quick: bool) -> Part:
@@ -63,4 +64,4 @@ def _hardware(*, quick: bool) -> Part:
     models = (".splade_tiny",) if quick else (".splade_tiny", "bert-base")
     words = [("bench", "hardware", model, "--seconds", seconds) for model in models]
     commands = tuple(("-m", "termwise.cli", *each, "--format", "json") for each in words)
-    return Part("hardware", commands, 240, tuple(f"termwise {' '.join(each)}" for each in words))
+    return Part("hardware", commands, 210, tuple(f"termwise {' '.join(each)}" for each in words))

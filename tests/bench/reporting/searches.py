@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,23 @@ def builds(results: Results) -> list[Row]:
 def _all(results: Results) -> list[Row]:
     names = [name for name in results.sections if name.startswith("search-")]
     return sorted(results.rows(*names), key=lambda row: row.get("documents", 0)) if names else []
+
+
+def missing(rows: list[Row]) -> str:
+    """Say which engines and cells that a run of the search benchmark planned it has no row of; empty for none."""
+    planned = next((row["planned"] for row in rows if "planned" in row), None)
+    if planned is None:
+        return ""
+    known = {row["engine"] for row in rows if "engine" in row}
+    engines = [engine for engine in planned["engines"] if engine not in known]
+    measured = {(row["queries"], row["k"]) for row in rows if "p50_ms" in row}
+    cells = [
+        f"{queries} queries with k = {k}"
+        for queries, k in product(planned["queries"], planned["k"])
+        if (queries, k) not in measured
+    ]
+    said = {"engines missing": engines, "not timed": cells}
+    return "; ".join(f"{what}: {', '.join(which)}" for what, which in said.items() if which)
 
 
 def pick(rows: list[Row], **wanted: Any) -> list[Row]:
