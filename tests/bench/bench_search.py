@@ -36,7 +36,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -52,8 +52,10 @@ from peers.base import Built, PeerMissingError, Truth, changes
 from search_report import bars, print_tables
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from peers.base import Lane, Peer
-    from vectors import Collection, Kind
+    from vectors import Collection, Kind, Query
 
 PEERS = {
     "termwise": ("peers.termwise_peer", "Termwise", ""),
@@ -78,7 +80,22 @@ RUN = 25
 """Queries that an engine answers before another has its turn."""
 SETTLING = 8
 """Queries that it answers untimed before those; one where it answers no more than a run in all."""
-SECONDS_A_LANE = 5.0
+SECONDS_A_LANE = 3.0
+"""What a lane's timed calls may take in a cell; warming it up may take half as much."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A peer that is open, and the lanes that it gave: what it chose for some queries it need not choose again."""
+
+    peer: Peer
+    known: dict[tuple[int, Truth], list[Lane]] = field(default_factory=dict)
+
+    def lanes(self, queries: Sequence[Query], k: int, truth: Truth) -> list[Lane]:
+        """Give the lanes of a cell; ours are made anew, since they look at the index as it is by now."""
+        if self.peer.name == "termwise" or (k, truth) not in self.known:
+            self.known[k, truth] = self.peer.lanes(queries, k, truth)
+        return self.known[k, truth]
 
 
 def main() -> None:
@@ -142,7 +159,7 @@ def run(options: argparse.Namespace, collection: Collection, scratch: Path, tell
     planned = {"engines": options.engines, "queries": list(options.kinds), "k": list(options.k)}
     tell([{"bench": "search", "documents": options.documents, "planned": planned}])
     truths = {kind: Truth(collection, collection.of(kind)[: options.queries], options.k) for kind in options.kinds}
-    opened: dict[str, Peer] = {}
+    opened: dict[str, Opened] = {}
     wrong: list[str] = []
     try:
         for name in options.engines:
@@ -154,8 +171,8 @@ def run(options: argparse.Namespace, collection: Collection, scratch: Path, tell
                 if name == "termwise" and options.documents < LARGE:
                     for truth in truths.values():
                         truth.update(*changes(options.documents))
-                opened[name] = peer
-                warm(peer, collection, truths, options)
+                opened[name] = Opened(peer)
+                warm(opened[name], collection, truths, options)
                 tell([size_row(name, built, peer, resident() - before, collection)])
             except Exception as error:  # noqa: BLE001 - a peer may fail as it likes
                 opened.pop(name, None)
@@ -163,15 +180,15 @@ def run(options: argparse.Namespace, collection: Collection, scratch: Path, tell
         for kind, k in product(options.kinds, options.k):
             tell(race_all(options, collection, opened, (kind, k, truths[kind]), wrong))
     finally:
-        for peer in opened.values():
-            peer.close()
+        for engine in opened.values():
+            engine.peer.close()
     return wrong
 
 
 def race_all(
     options: argparse.Namespace,
     collection: Collection,
-    opened: dict[str, Peer],
+    opened: dict[str, Opened],
     cell: tuple[Kind, int, Truth],
     wrong: list[str],
 ) -> list[dict[str, Any]]:
@@ -181,9 +198,9 @@ def race_all(
     print(f"timing {kind} queries, k = {k}", file=sys.stderr)
     lanes: list[Lane] = []
     rows = []
-    for name, peer in opened.items():
+    for name, engine in opened.items():
         try:
-            made = peer.lanes(queries, k, truth)
+            made = engine.lanes(queries, k, truth)
             made[0].search(made[0].prepared[0])
             lanes += made
         except Exception as error:  # noqa: BLE001 - a peer may fail as it likes
@@ -266,10 +283,10 @@ def limit(lane: Lane) -> int:
     return int(min(len(lane.prepared), max(6, SECONDS_A_LANE / ROUNDS / once)))
 
 
-def warm(peer: Peer, collection: Collection, truths: dict[Kind, Truth], options: argparse.Namespace) -> None:
-    """Run each query once, so that all that is mapped or cached is there."""
+def warm(engine: Opened, collection: Collection, truths: dict[Kind, Truth], options: argparse.Namespace) -> None:
+    """Run each query once, so that all that is mapped or cached is there; a slow engine only some."""
     for kind, truth in truths.items():
-        for lane in peer.lanes(collection.of(kind)[: options.queries], min(options.k), truth):
+        for lane in engine.lanes(collection.of(kind)[: options.queries], min(options.k), truth):
             began = time.perf_counter()
             for query in lane.prepared:
                 lane.search(query)

@@ -278,7 +278,7 @@ def test_rows_of_before_stay_where_no_time_is_left(tmp_path: Path, monkeypatch: 
 def is_running(process: int) -> bool:
     try:
         found = psutil.Process(process)
-        found.wait(10)
+        found.wait(60)
     except psutil.NoSuchProcess:
         return False
     except psutil.TimeoutExpired:
