@@ -91,7 +91,7 @@ async def test_watching_tells_each_change_once(health: Any) -> None:
     watching = stub.Watch(health_pb2.HealthCheckRequest(service="deployment/d"))
 
     async def told() -> str:
-        answer = await asyncio.wait_for(watching.read(), 5)
+        answer = await asyncio.wait_for(watching.read(), 60)
         return Status.ServingStatus.Name(answer.status)
 
     assert await told() == "SERVICE_UNKNOWN"
@@ -102,12 +102,12 @@ async def test_watching_tells_each_change_once(health: Any) -> None:
     await servicer.ready()
     await servicer.drain()
     assert await told() == "NOT_SERVING"
-    assert await asyncio.wait_for(watching.read(), 5) is grpc.aio.EOF
+    assert await asyncio.wait_for(watching.read(), 60) is grpc.aio.EOF
 
 
 async def test_watching_readiness(health: Any) -> None:
     _, servicer, stub = health
     watching = stub.Watch(health_pb2.HealthCheckRequest(service="readiness"))
-    assert (await asyncio.wait_for(watching.read(), 5)).status == Status.NOT_SERVING
+    assert (await asyncio.wait_for(watching.read(), 60)).status == Status.NOT_SERVING
     await servicer.ready()
-    assert (await asyncio.wait_for(watching.read(), 5)).status == Status.SERVING
+    assert (await asyncio.wait_for(watching.read(), 60)).status == Status.SERVING

@@ -44,7 +44,7 @@ class Gated:
     def write(self, operations: Sequence[Operation]) -> list[Outcome]:
         """Write once the gate is open."""
         self.entered.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         if self.full:
             raise StorageFullError("The disk is full.")
         if self.panics:
@@ -70,7 +70,7 @@ async def hold(index: Gated, committer: Committer) -> asyncio.Task[list[Written 
     """Start a commit of the document "first", and hold it."""
     index.gate.clear()
     task = asyncio.create_task(committer.write([put("first")]))
-    assert await asyncio.to_thread(index.entered.wait, 10)
+    assert await asyncio.to_thread(index.entered.wait, 60)
     return task
 
 
@@ -184,7 +184,7 @@ async def test_a_panic_fails_its_batch_and_no_caller_waits_for_ever() -> None:
     index = Gated()
     committer = Committer(index)
     index.panics = True
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         (outcome,) = await committer.write([put("a")])
     assert "PanicError: index out of bounds" in str(outcome)
     index.panics = False

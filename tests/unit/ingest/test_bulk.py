@@ -139,11 +139,19 @@ async def test_a_slow_model_slows_the_reader(
         return [each async for each in bulk.run(stack.context, items())]
 
     running = asyncio.create_task(run())
+    await reach(lambda: read == 50)
     await quiet(lambda: read)
     assert read == 50
     gate.set()
     assert len(await running) == 200
     await expander.batcher.close()
+
+
+async def reach(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - what moves tells nobody
+            await asyncio.sleep(0)
 
 
 async def quiet(progress: Callable[[], int]) -> None:
@@ -208,6 +216,7 @@ async def test_a_caller_that_is_cancelled_leaves_no_task(
     expander = Pooled(64, delay=gate.wait)
     stack = await make_stack(expander)
     running = asyncio.create_task(collect(stack.bulk, stack.context, (put(str(n), text(n)) for n in range(300))))
+    await reach(lambda: expander.batcher.pending > 0)
     await quiet(lambda: expander.batcher.pending)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

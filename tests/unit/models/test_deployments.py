@@ -158,10 +158,11 @@ async def test_a_failed_download_fails_the_deployment(life: Any) -> None:
 async def test_a_download_that_is_tried_again_revives_what_had_failed_for_want_of_it(live: Any) -> None:
     life = live()
     life.repository.failures.append(UnavailableError("No network."))
-    life.repository.go.set()
     await life.catalog.put(CONTEXT, NewModel("mine", "held://x"))
-    with pytest.raises(FailedPreconditionError, match="No network"):
-        await life.deployments.start(CONTEXT, NewDeployment("mine", "one"))
+    await life.deployments.start(CONTEXT, NewDeployment("mine", "one"), DeploymentWait.STARTING)
+    life.repository.go.set()
+    await life.deployments.settled()
+    assert "No network" in life.deployments.get("one").error
     with pytest.raises(FailedPreconditionError, match="The deployment starts once the model is there"):
         await life.deployments.expand(CONTEXT, "one", ["x"], None)
     await life.end()

@@ -56,7 +56,7 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
         with pytest.raises(FailedPreconditionError, match=f"process {holder.pid}"):
             DataFolder.open(tmp_path)
         holder.send_signal(signal.SIGKILL)
-        holder.wait(10)
+        holder.wait(60)
     DataFolder.open(tmp_path).close()
 
 

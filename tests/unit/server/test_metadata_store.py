@@ -212,7 +212,7 @@ def test_a_kill_loses_no_write(tmp_path: Path) -> None:
         seen = [int(writer.stdout.readline()) for _ in range(30)]
         os.kill(writer.pid, signal.SIGKILL)
         seen += [int(line) for line in writer.stdout.read().split()]
-        writer.wait(10)
+        writer.wait(60)
     store = MetadataStore(path)
     assert {f"d{n:05}" for n in seen} <= {d.deployment_id for d in store.list_deployments()}
     store.close()

@@ -36,6 +36,12 @@ _BUGS: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
 """Codes that an operator should look into."""
 
 
+_ROUNDED_PART: Final = 0.03
+_ROUNDED_SECONDS: Final = 0.05
+"""How much later a deadline is here than at the caller, at the most: gRPC rounds it up so as to send the same one again
+(`TimeoutCompressorImpl` in its chttp2 transport), and counts from its arrival."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Undecodable:
     """Stands for a request that could not be decoded, until a handler's wrapper may raise."""
@@ -162,8 +168,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = _name(context.code()) or code
         except (asyncio.CancelledError, GeneratorExit):
             # The caller left, or its deadline passed: gRPC tells both as a cancellation.
-            remaining = context.time_remaining()
-            code = "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"
+            late = _is_late(context.time_remaining(), time.perf_counter() - began)
+            code = "DEADLINE_EXCEEDED" if late else "CANCELLED"
             raise
         except grpc.aio.AbortError:
             code = _name(context.code()) or "UNKNOWN"
@@ -201,6 +207,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._running -= 1
             if self._running == 0:
                 self._idle.set()
+
+
+def _is_late(remaining: float | None, elapsed: float) -> bool:
+    """Tell whether a caller's deadline has passed; as the server sees it, `remaining` seconds may still be left."""
+    return remaining is not None and remaining <= _ROUNDED_SECONDS + _ROUNDED_PART * (elapsed + remaining)
 
 
 def _named(error: BaseException, method: str, context: Context) -> BaseException:
