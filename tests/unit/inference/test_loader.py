@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from termwise.server.errors import FailedPreconditionError
+from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
 from termwise.server.inference.architectures import ACTIVATIONS
 from termwise.server.inference.base import ExpansionConfig, Side
 from termwise.server.inference.hardware import has_bfloat16
@@ -119,6 +119,9 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
         ({"hidden_size": "wide"}, '"hidden_size" is missing or not'),
         ({"num_attention_heads": 5}, "do not divide"),
         ({"position_embedding_type": "relative_key"}, "relative positions"),
+        ({"hidden_size": 32.5}, '"hidden_size" is not a whole number'),
+        ({"hidden_size": float("inf")}, '"hidden_size" is not a whole number'),
+        ({"intermediate_size": float("nan")}, '"intermediate_size" is not a whole number'),
         ({"num_hidden_layers": 3}, 'lack the tensor "bert.encoder.layer.2'),
         ({"vocab_size": 41}, "has the shape"),
     ],
@@ -144,6 +147,12 @@ def test_other_pooling_is_refused(folder: Path) -> None:
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_strategy": "sum"}))
     with pytest.raises(FailedPreconditionError, match="pooling"):
         inspect_model(folder, CONFIG)
+
+
+def test_a_model_that_refuses_long_texts_passes_the_check_at_load(folder: Path) -> None:
+    refusing = load_encoder(folder, ExpansionConfig(max_tokens=8, truncate=False), precision="float32")
+    with pytest.raises(InvalidArgumentError, match="longer than the model's 8 tokens"):
+        refusing.tokenize(["the cat sat " * 9], Side.DOCUMENT)
 
 
 def test_shards_are_read(folder: Path) -> None:

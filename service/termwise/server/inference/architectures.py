@@ -136,8 +136,10 @@ def _read_figures(architecture: Architecture, config: Mapping[str, Any]) -> dict
                 raise _broken(f'its activation "{value}" is not supported; supported are {", ".join(ACTIVATIONS)}')
         elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise _broken(f'"{key}" is missing or not a positive number')
-        elif name != "epsilon" and int(value) != value:
-            raise _broken(f'"{key}" is not a whole number')
+        elif name != "epsilon":
+            if not float(value).is_integer():  # nor infinite, nor NaN
+                raise _broken(f'"{key}" is not a whole number')
+            figures[name] = int(value)
     return figures
 
 

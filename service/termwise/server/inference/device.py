@@ -14,25 +14,30 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 
 from termwise.server.inference.architectures import ACTIVATIONS
-from termwise.server.inference.body import Norm, relative_bias
+from termwise.server.inference.body import (
+    DTYPES,
+    Norm,
+    attend_inside,
+    layers_dtype,
+    make_layers,
+    position_table,
+    relative_bias,
+)
+from termwise.server.inference.linear import PlainLinear
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from termwise.server.inference.architectures import Dimensions
     from termwise.server.inference.artefacts import ModelFolder
 
-# Up to this width the layers stay in float32, as on the processor.
-_NARROW = 128
 # Columns of a chunk of the head: with 16,384 tokens in bfloat16 its logits take 128 MiB.
 _CHUNK = 4096
 # Texts whose lengths differ by no more than a quarter, or so many tokens, share one attention, with padding.
 _SLACK = 1.25
 _SLACK_TOKENS = 8
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def cuda_device() -> torch.device | None:
@@ -63,55 +68,15 @@ class _Span:
     mask: Tensor | None
 
 
-class _Product:
-    """`activation(x @ weight.T + bias)`."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: str | None = None) -> None:
-        self._weight, self._bias = weight.to(dtype).contiguous(), bias.to(dtype).contiguous()
-        self._activation, self._algorithm = ACTIVATIONS[activation] if activation else ("none", "")
-
-    def __call__(self, x: Tensor) -> Tensor:
-        product = F.linear(x, self._weight, self._bias)
-        if self._activation == "gelu":
-            return F.gelu(product, approximate=self._algorithm)
-        return F.relu_(product) if self._activation == "relu" else product
-
-
-class _Layer:
-    """One layer: attention and a feed-forward net, a norm after each."""
-
-    def __init__(
-        self, tensor: Callable[[str], Tensor], names: Mapping[str, str], dimensions: Dimensions, dtype: torch.dtype
-    ) -> None:
-        def both(part: str) -> tuple[Tensor, Tensor]:
-            return tensor(f"{names[part]}.weight"), tensor(f"{names[part]}.bias")
-
-        three = [both(part) for part in ("query", "key", "value")]
-        self._heads = dimensions.heads
-        self._mix = _Product(torch.cat([each[0] for each in three]), torch.cat([each[1] for each in three]), dtype)
-        self._attention = _Product(*both("attention"), dtype)
-        self._attention_norm = Norm(*both("attention_norm"), dimensions.epsilon, dtype)
-        self._intermediate = _Product(*both("intermediate"), dtype, dimensions.activation)
-        self._output = _Product(*both("output"), dtype)
-        self._output_norm = Norm(*both("output_norm"), dimensions.epsilon, dtype)
-
-    def __call__(self, x: Tensor, spans: Sequence[_Span], bias: Tensor | None) -> Tensor:
-        mixed = self._mix(x)
-        attended = torch.cat([self._attend(mixed, span, bias) for span in spans])
-        x = self._attention_norm(self._attention(attended) + x)
-        return self._output_norm(self._output(self._intermediate(x)) + x)
-
-    def _attend(self, mixed: Tensor, span: _Span, bias: Tensor | None) -> Tensor:
-        padded = mixed[span.start : span.end] if span.valid is None else mixed[span.rows]
-        parts = padded.view(span.count, span.longest, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = parts.unbind(0)
-        mask = span.mask.to(mixed.dtype) if span.mask is not None else None
-        if bias is not None:
-            own = bias[None, :, : span.longest, : span.longest]
-            mask = own if mask is None else own + mask
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        rows = attended.transpose(1, 2).reshape(span.count * span.longest, -1)
-        return rows if span.valid is None else rows[span.valid]
+def _attend(mixed: Tensor, span: _Span, heads: int, bias: Tensor | None) -> Tensor:
+    """Attend inside each text of a span; padding is masked, and left out of what comes back."""
+    padded = mixed[span.start : span.end] if span.valid is None else mixed[span.rows]
+    mask = span.mask.to(mixed.dtype) if span.mask is not None else None
+    if bias is not None:
+        own = bias[None, :, : span.longest, : span.longest]
+        mask = own if mask is None else own + mask
+    rows = attend_inside(padded, span.count, heads, mask)
+    return rows if span.valid is None else rows[span.valid]
 
 
 class DeviceNetwork:
@@ -122,8 +87,7 @@ class DeviceNetwork:
     ) -> None:
         """Put the weights there; `tensors` are the model's in float32, by today's names."""
         architecture, dimensions = folder.architecture, folder.dimensions
-        dtype = _DTYPES[precision]
-        body_dtype = torch.float32 if dimensions.hidden <= _NARROW else dtype
+        dtype, body_dtype = DTYPES[precision], layers_dtype(dimensions, precision)
 
         def tensor(name: str) -> Tensor:
             return tensors[name].to(device)
@@ -136,25 +100,16 @@ class DeviceNetwork:
         names, head = architecture.embeddings, architecture.head
         with torch.inference_mode():
             self._words = tensor(f"{names['word']}.weight")
-            self._positions = tensor(f"{names['position']}.weight")
-            if "type" in names:
-                self._positions = self._positions + tensor(f"{names['type']}.weight")[0]
+            self._positions = position_table(tensor, architecture)
             self._norm = Norm(*both(names["norm"]), dimensions.epsilon, torch.float32)
-            self._project = _Product(*both(names["project"]), body_dtype) if dimensions.projects else None
+            self._project = PlainLinear(*both(names["project"]), body_dtype) if dimensions.projects else None
             self._bias: Tensor | None = None
             if dimensions.relative_buckets:
                 table = tensors[f"{names['relative']}.weight"]
                 self._bias = relative_bias(table, dimensions.longest).to(device, body_dtype)
-            self._layers = [
-                _Layer(
-                    tensor,
-                    {part: name.format(layer=number) for part, name in architecture.layer.items()},
-                    dimensions,
-                    body_dtype,
-                )
-                for number in range(dimensions.layers)
-            ]
-            self._transform = _Product(*both(head["transform"]), body_dtype, dimensions.head_activation)
+            self._layers = make_layers(tensor, architecture, dimensions, body_dtype, PlainLinear, _attend)
+            activation = ACTIVATIONS[dimensions.head_activation]
+            self._transform = PlainLinear(*both(head["transform"]), body_dtype, activation)
             self._head_norm = Norm(*both(head["norm"]), dimensions.epsilon, body_dtype)
             decoder = names["word"] if dimensions.tied else head["decoder"]
             self._decoder = tensor(f"{decoder}.weight").to(dtype)

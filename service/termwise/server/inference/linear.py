@@ -33,7 +33,7 @@ def make_linear(
     """Make the fastest product there is for `weight` `[outputs, inputs]`: 2 times plain float32 on AVX512, measured."""
     if has_onednn():
         return _Prepacked(weight, bias, dtype, activation)
-    return _Plain(weight, bias, dtype, activation)
+    return PlainLinear(weight, bias, dtype, activation)
 
 
 class _Prepacked:
@@ -55,19 +55,24 @@ class _Prepacked:
         return product
 
 
-class _Plain:
-    """The weight as torch has it, for processors and builds without oneDNN."""
+class PlainLinear:
+    """The weight as torch has it: for devices, and for processors and builds without oneDNN."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: tuple[str, str]) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, dtype: torch.dtype, activation: tuple[str, str] = NO_ACTIVATION
+    ) -> None:
+        """Keep `weight` `[outputs, inputs]` and `bias` where they are."""
         self._weight = weight.to(dtype).contiguous()
         self._bias = bias.to(dtype).contiguous()
         self._activation, self._algorithm = activation
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Multiply rows; see `Linear`."""
         product = F.linear(x, self._weight, self._bias)
         if self._activation == "gelu":
             return F.gelu(product, approximate=self._algorithm)
-        return F.relu(product) if self._activation == "relu" else product
+        return F.relu_(product) if self._activation == "relu" else product
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """Multiply rows and add `other`; see `Linear`."""
         return F.linear(x, self._weight, self._bias).add_(other)

@@ -105,7 +105,7 @@ def load_encoder(
         raise _refused(f"{where} does not compute in {precision}", "PRECISION_UNSUPPORTED")
     tensors = _read_tensors(opened)
     set_compute_threads(threads)
-    judge = Judge(opened, fingerprints[Side.DOCUMENT], cache)
+    judge = Judge(opened, tokenizer, fingerprints[Side.DOCUMENT], cache)
     refusal: str | None = None
     failure: Exception | None = None
     for choice, make in ((each, maker) for each in choices for maker in make_networks(opened, tensors, each)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from termwise.server.inference.body import Body, relative_bias
+from termwise.server.inference.body import DTYPES, NARROW, Body, layers_dtype, relative_bias
 from termwise.server.inference.hardware import has_amx, torch_has_bfloat16
 from termwise.server.inference.head import PooledHead
 from termwise.server.inference.native.layout import Kind
@@ -28,13 +28,9 @@ if TYPE_CHECKING:
     from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.native.library import Level
 
-# Up to this width the layers stay in float32, whatever the precision: the head is nearly all of the work, so bfloat16
-# layers gain little, and they make two thirds of the drift (measured with 128: weights off by .0078 against .0027).
-_NARROW = 128
 # Tokens of the text that networks are timed with.
 _PROBE_TOKENS = 128
 _KINDS = {"float32": Kind.FLOAT32, "bfloat16": Kind.BFLOAT16, "int8": Kind.INT8}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Network(Protocol):
@@ -65,8 +61,7 @@ class TorchNetwork:
     def __init__(self, folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> None:
         """Lay the weights out."""
         architecture, dimensions = folder.architecture, folder.dimensions
-        dtype = _DTYPES[precision]
-        body_dtype = torch.float32 if dimensions.hidden <= _NARROW else dtype
+        dtype, body_dtype = DTYPES[precision], layers_dtype(dimensions, precision)
         with torch.inference_mode():
             self._body = Body(tensors.__getitem__, architecture, dimensions, body_dtype)
             self._head = PooledHead(tensors.__getitem__, architecture, dimensions, folder.bias, dtype, body_dtype)
@@ -128,7 +123,7 @@ def _makers(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) 
     kind = _KINDS[precision]
     level = best_level()
     if level is not None and kind in level.kinds:
-        narrow = folder.dimensions.hidden <= _NARROW
+        narrow = folder.dimensions.hidden <= NARROW
         yield partial(_make_native, level, folder, tensors, (Kind.FLOAT32 if narrow else kind, kind))
         if kind is Kind.INT8 and not narrow:
             # Some models have numbers of very different size in one row. The head alone in int8 is worth having too.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.splade import SpladeEncoder
+    from termwise.server.inference.text import TextTokenizer
 
 # Changes when the check does, so that old verdicts are not believed.
 _VERSION = 2
@@ -41,9 +42,10 @@ _LIMITS = {"float32": (0.99999, 0.001), "bfloat16": (0.998, 0.25), "int8": (0.99
 class Judge:
     """Compares encoders of one model with plain transformers; the verdicts are kept by what could change them."""
 
-    def __init__(self, folder: ModelFolder, fingerprint: str, cache: Path | None) -> None:
+    def __init__(self, folder: ModelFolder, tokenizer: TextTokenizer, fingerprint: str, cache: Path | None) -> None:
         """Keep verdicts under `cache`, where it is given."""
         self._folder = folder
+        self._tokenizer = tokenizer
         self._fingerprint = fingerprint
         self._cache = cache
         self._reference: list[NDArray[np.float32]] | None = None
@@ -70,7 +72,9 @@ class Judge:
         return problem
 
     def _measure(self, encoder: SpladeEncoder) -> str | None:
-        texts = sorted((text.ids for text in encoder.tokenize(SENTENCES, Side.DOCUMENT)), key=len)
+        # Cut to the model's length, also where the configuration would refuse a text as long.
+        cut = self._tokenizer.tokenize(SENTENCES, Side.DOCUMENT, truncate=True)
+        texts = sorted((text.ids for text in cut), key=len)
         if self._reference is None:
             self._reference = _plain_weights(self._folder, texts)
         least_cosine, most_difference = _LIMITS[encoder.precision]

@@ -49,29 +49,30 @@ class TextTokenizer:
         self._first_look = self._room * _CHARACTERS_A_TOKEN
         self.vocabulary = _vocabulary(self._tokenizer, folder.dimensions.vocabulary)
 
-    def tokenize(self, texts: Sequence[str], side: Side) -> list[TokenizedText]:
-        """Cut texts; one without content becomes no tokens at all.
+    def tokenize(self, texts: Sequence[str], side: Side, *, truncate: bool | None = None) -> list[TokenizedText]:
+        """Cut texts; one without content becomes no tokens at all. `truncate` overrides what the configuration says.
 
         Raises:
             InvalidArgumentError: a text is too long and the configuration refuses to truncate.
 
         """
         prefix = self._prefixes[side]
+        allowed = self._truncate if truncate is None else truncate
         whole = [prefix + text for text in texts]
         cuts = [_cut(text, self._first_look) for text in whole]
         encodings = self._tokenizer.encode_batch_fast(cuts, add_special_tokens=False)
         return [
-            self._frame(prefixed, cut, encoding.ids) if text.strip() else _NO_TOKENS
+            self._frame(prefixed, cut, encoding.ids, truncate=allowed) if text.strip() else _NO_TOKENS
             for text, prefixed, cut, encoding in zip(texts, whole, cuts, encodings, strict=True)
         ]
 
-    def _frame(self, text: str, cut: str, ids: list[int]) -> TokenizedText:
+    def _frame(self, text: str, cut: str, ids: list[int], *, truncate: bool) -> TokenizedText:
         """Bring the ids of a text's start to the model's length, special tokens around them."""
         if len(cut) < len(text) and len(ids) < self._room + _CUT_MARGIN:
             cut, ids = self._look_further(text)
         truncated = len(ids) > self._room or len(cut) < len(text)
         if truncated:
-            if not self._truncate:
+            if not truncate:
                 raise InvalidArgumentError(
                     f"A text is longer than the model's {self.max_tokens} tokens; shorten it or allow truncation.",
                     reason="TEXT_TOO_LONG",
