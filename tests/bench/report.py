@@ -152,7 +152,7 @@ def execute(command: tuple[str, ...], seconds: float, take: Callable[[dict[str, 
             text=True,
             errors="replace",
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": scratch},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": scratch, "PYTHONUNBUFFERED": "1"},
             # A group of its own: servers that the benchmark started end with it.
             start_new_session=True,
         )

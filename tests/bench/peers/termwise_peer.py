@@ -53,12 +53,12 @@ class Termwise:
         store = TantivyStore(_made(folder / "fresh"))
         store.create(_NAME, IndexSchema({"vec": FieldSpec(FieldKind.SPARSE_VECTOR)}))
         index = store.open(_NAME)
-        words = np.array(collection.vocabulary, dtype=object)
+        puts = Puts(collection)
         count, seconds = collection.documents.shape[0], 0.0
         for start in range(0, count, _BATCH):
-            puts = [put(words, collection.documents, n, n) for n in range(start, min(start + _BATCH, count))]
+            batch = [puts.put(n, n) for n in range(start, min(start + _BATCH, count))]
             began = time.perf_counter()
-            index.write(puts)
+            index.write(batch)
             seconds += time.perf_counter() - began
         began = time.perf_counter()
         store.close()
@@ -69,7 +69,8 @@ class Termwise:
         if self._with_updates:
             shutil.rmtree(folder / "updated", ignore_errors=True)
             shutil.copytree(folder / "fresh", folder / "updated")
-        self._words = np.array(collection.vocabulary, dtype=object)
+        puts = Puts(collection)
+        self._words = puts.words
         count = collection.documents.shape[0]
         self._stores = [TantivyStore(folder / "fresh")]
         self._indices = {"fresh": self._stores[0].open(_NAME)}
@@ -81,7 +82,7 @@ class Termwise:
         numbers = self._numbers["fresh"].copy()
         sources, alive = changes(count)
         updated = np.flatnonzero(sources != np.arange(count)).tolist()
-        operations: list[Operation] = [put(self._words, collection.documents, n, int(sources[n])) for n in updated]
+        operations: list[Operation] = [puts.put(n, int(sources[n])) for n in updated]
         operations += [Delete(str(n)) for n in np.flatnonzero(~alive)]
         for start in range(0, len(operations), _BATCH):
             for outcome in index.write(operations[start : start + _BATCH]):
@@ -118,13 +119,23 @@ class Termwise:
         return lambda ranking: (numbers[ranking.seq_nos], ranking.scores)
 
 
-def put(words: np.ndarray[Any, Any], matrix: Any, number: int, row: int) -> Put:
-    """Make a write of document `number` with the vector of a row."""
-    part = slice(matrix.indptr[row], matrix.indptr[row + 1])
-    tokens, weights = words[matrix.indices[part]], matrix.data[part].astype(np.float32)
-    order = np.lexsort((tokens, -weights))
-    vector = SparseVector(tuple(tokens[order].tolist()), weights[order])
-    return Put(Document(str(number), b"{}", sparse={"vec": vector}))
+class Puts:
+    """Makes writes of a collection's vectors."""
+
+    def __init__(self, collection: Collection) -> None:
+        """Rank the words once: sorting numbers is faster than sorting strings."""
+        self.words = np.array(collection.vocabulary, dtype=object)
+        self._ranks = np.empty(len(self.words), np.int64)
+        self._ranks[np.argsort(self.words)] = np.arange(len(self.words))
+        self._matrix = collection.documents
+
+    def put(self, number: int, row: int) -> Put:
+        """Make a write of document `number` with the vector of a row, heaviest first and ties by token."""
+        part = slice(self._matrix.indptr[row], self._matrix.indptr[row + 1])
+        ids, weights = self._matrix.indices[part], self._matrix.data[part].astype(np.float32)
+        order = np.lexsort((self._ranks[ids], -weights))
+        vector = SparseVector(tuple(self.words[ids[order]].tolist()), weights[order])
+        return Put(Document(str(number), b"{}", sparse={"vec": vector}))
 
 
 def _made(folder: Path) -> Path:

@@ -35,7 +35,7 @@ def plan(*, quick: bool) -> list[Part]:
         arguments = ("--documents", str(size), "--build-seconds", build)
         found.append(_script(f"search-{size}", seconds, "search", *arguments, quick=quick))
     found += [
-        _script("storage", 420, "storage", "--documents", "10000", "100000", "1000000", quick=quick),
+        _script("storage", 480, "storage", "--documents", "10000", "100000", "1000000", quick=quick),
         replace(_script("ingest", 300, "ingest", quick=quick), tells_bars=True),
         replace(_script("overhead", 240, "overhead", quick=quick), tells_bars=True),
         _quality(quick=quick),
