@@ -18,6 +18,7 @@ from termwise.server.indices.mapping import sparse_field_of
 from termwise.server.inference.base import Side
 from termwise.server.search.planner import Planner, floored
 from termwise.server.search.resolve import Resolved, TextKey, Tokens, resolve
+from termwise.server.search.threads import in_pool, side_by_side
 from termwise.server.search.view import Stop, View
 from termwise.storage.types import SparseVector
 
@@ -163,26 +164,6 @@ class _Job:
         return ranked, total, counted, hits, perf_counter() - fetching
 
 
-def side_by_side(pool: Executor, calls: Sequence[Callable[[], object]]) -> None:
-    """Run calls, in this thread and in those of the pool that are free; this thread may be one of the pool's.
-
-    What no other thread has begun is run here, so that searches never wait for each other's threads.
-    """
-    if not calls:
-        return
-    others = [(call, pool.submit(call)) for call in calls[1:]]
-    try:
-        calls[0]()
-        for call, running in others:
-            if running.cancel():
-                call()
-            else:
-                running.result()
-    finally:
-        for _, running in others:
-            running.cancel()
-
-
 class Searcher:
     """Finds documents."""
 
@@ -254,7 +235,7 @@ class Searcher:
     async def _run(self, job: _Job) -> tuple[Ranked, int, bool, tuple[Hit, ...], float]:
         """Run a job in the pool; a caller that goes stops it at its next stage."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, job.run)
+            return await in_pool(self._pool, job.run)
         except BaseException:
             job.stop.leave()
             raise
