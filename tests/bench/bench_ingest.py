@@ -158,11 +158,11 @@ def main() -> int:
     rows = []
     for allocations in arguments.allocations:
         with tempfile.TemporaryDirectory(prefix="termwise-bench-", ignore_cleanup_errors=True) as place:
-            rows += measure(Path(place), allocations, bodies, arguments.rounds)
-    if arguments.format == "json":
-        for one in rows:
-            print(json.dumps(one))
-    else:
+            found = measure(Path(place), allocations, bodies, arguments.rounds)
+        rows += found
+        for one in found if arguments.format == "json" else ():
+            print(json.dumps(one), flush=True)
+    if arguments.format == "table":
         show(rows, sys.stdout.write)
         print(f"{rows[0]['precision']}, {os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f}")
     return 0 if all(one.get("ok") is not False for one in rows) else 1

@@ -13,6 +13,8 @@
 - `16-callers-text`, `16-callers-weights`: searches a second of 16 concurrent callers and how many times that of one
   caller it is. The callers are one process with an event loop, which takes its part of the processors; "weights" sends
   expansions instead of texts. The bar is 1.7 times, for texts.
+- `2-threads-ranking`: rankings a second of two threads in this process, over the same index and with the same
+  expansions, and how many times that of one thread it is: what two processors give where no service stands between.
 - `health-idle` and `health-saturated`: grpc.health.v1 Check on a connection of its own, once every few milliseconds;
   the bar is 20 ms for the 99th percentile while four callers a deployment send 32 passages at a time.
 """
@@ -126,32 +128,35 @@ def fill(channel: grpc.Channel, count: int) -> None:
     serving.bulk(channel, searches.INDEX, documents())
 
 
-def search(channel: grpc.Channel, address: str, place: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure searches, one by one and by many callers."""
-    titles = serving.titles(2_000)
+def search(
+    channel: grpc.Channel, address: str, place: Path, queries: dict[str, Any], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measure searches, one by one and by many callers, for texts and their expansions."""
+    titles = list(queries)
     times = searches.one_by_one(channel, titles, arguments.calls)
     rows = [row(cell, values, REST_BAR_MS if cell == "search-rest" else None) for cell, values in times.items()]
-    given = [searches.by_weights(vector) for vector in searches.expansions(channel, titles)]
+    given = [searches.by_weights(vector) for vector in queries.values()]
     for cell, requests, bar in (
         ("16-callers-text", [searches.by_text(title) for title in titles], RATIO_BAR),
         ("16-callers-weights", given, None),
     ):
         seconds, rounds = (2.0, 1) if arguments.quick else (4.0, 3)
-        one, many = searches.ratio(address, requests, seconds, rounds, place)
-        ratio = round(many / one, 2)
-        ok = None if bar is None else ratio >= bar
-        rows.append(
-            {
-                "bench": "overhead",
-                "cell": cell,
-                "per_s": round(many),
-                "per_s_of_one": round(one),
-                "ratio": ratio,
-                "bar": bar,
-                "ok": ok,
-            }
-        )
-    return [each | {"documents": arguments.documents} for each in rows]
+        rows.append(ratio_row(cell, *searches.ratio(address, requests, seconds, rounds, place), bar))
+    return rows
+
+
+def ratio_row(cell: str, one: float, many: float, bar: float | None = None) -> dict[str, Any]:
+    """Compare the throughput of many with that of one, both by the second."""
+    ratio = round(many / one, 2)
+    return {
+        "bench": "overhead",
+        "cell": cell,
+        "per_s": round(many),
+        "per_s_of_one": round(one),
+        "ratio": ratio,
+        "bar": bar,
+        "ok": None if bar is None else ratio >= bar,
+    }
 
 
 def health(address: str, cell: str, seconds: float, bar: float | None) -> dict[str, Any]:
@@ -240,10 +245,15 @@ def main() -> int:
             rows = overhead(stub, place / "data" / "models" / serving.MODEL, precision, arguments.calls)
             fill(channel, arguments.documents)
             serving.settle(process)
-            rows += search(channel, address, place, arguments)
+            titles = serving.titles(2_000)
+            queries = dict(zip(titles, searches.expansions(channel, titles), strict=True))
+            searched = search(channel, address, place, queries, arguments)
             rows.append(health(address, "health-idle", arguments.seconds, None))
             with saturated(address):
                 rows.append(health(address, "health-saturated", arguments.seconds, HEALTH_BAR_MS))
+        one, two = searches.ranked_by_threads(place / "data", list(queries.values()), 0.5 if arguments.quick else 1.0)
+        searched.append(ratio_row("2-threads-ranking", one, two))
+        rows[4:4] = [each | {"documents": arguments.documents} for each in searched]
     finally:
         shutil.rmtree(place, ignore_errors=True)
     if arguments.format == "json":

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,41 @@ def ratio(address: str, requests: Sequence[Any], seconds: float, rounds: int, pl
         one.append(throughput(address, requests, 1, seconds, place))
         many.append(throughput(address, requests, 16, seconds, place))
     return statistics.median(one), statistics.median(many)
+
+
+def ranked_by_threads(
+    data: Path, vectors: Sequence[sparse_vector_pb2.SparseVector], seconds: float
+) -> tuple[float, float]:
+    """Give the rankings a second that one thread of this process gets, and two together, in the index of a data folder.
+
+    The two take turns, four times. The server that wrote the folder must have ended.
+    """
+    # Imported late: the callers that make the load need nothing of this.
+    from termwise.storage.registry import find_backend  # noqa: PLC0415
+    from termwise.storage.types import Sparse, sparse_vector  # noqa: PLC0415
+
+    leaves = [Sparse(FIELD, sparse_vector(each.tokens, each.weights)) for each in vectors]
+    store = find_backend("tantivy")(data / "indices" / "tantivy")
+    try:
+        index = store.open(store.list()[0])
+
+        def rank(place: int, until: float) -> int:
+            ranked = 0
+            while time.perf_counter() < until:
+                index.reader().rank(leaves[(place + ranked) % len(leaves)], SIZE, count=10_000)
+                ranked += 1
+            return ranked
+
+        def together(threads: int) -> float:
+            until = time.perf_counter() + seconds
+            with ThreadPoolExecutor(threads) as pool:
+                return sum(pool.map(rank, [997 * place for place in range(threads)], [until] * threads)) / seconds
+
+        together(2)
+        pairs = [(together(1), together(2)) for _ in range(4)]
+    finally:
+        store.close()
+    return statistics.median(one for one, _ in pairs), statistics.median(two for _, two in pairs)
 
 
 if __name__ == "__main__":

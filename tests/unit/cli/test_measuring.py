@@ -49,6 +49,12 @@ def test_texts_have_the_wanted_length_and_none_comes_twice(tokens: int, tokens_a
         assert abs(len(text.split()) * tokens_a_word + 2 - tokens) <= max(tokens_a_word, 0.02 * tokens + 1)
 
 
+def test_texts_go_on_from_the_beginning_where_the_words_end() -> None:
+    texts = Texts(["a", "b", "c", "d", "e"])
+
+    assert [texts.cut(tokens) for tokens in (9, 5, 2)] == ["a b c d e a b", "e a b", "e"]
+
+
 def test_a_stand_in_is_a_model_that_keeps_about_as_many_tokens_as_wanted(tmp_path: Path) -> None:
     vocabulary = make_vocabulary(TEXTS, 2000)
     folder = make_stand_in(tmp_path / "model", Shape(2, 64, 4, 128), vocabulary, kept=100)

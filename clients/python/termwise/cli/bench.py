@@ -75,15 +75,17 @@ def hardware(
             progress.update(task, description=name, advance=1)
 
         labels = {"model": _shown(model), "random_weights": model in SHAPES}
-        rows = [
-            row | labels
-            for row in measure(client, model_id, combinations, precision=precision.value, seconds=seconds, on_cell=step)
-        ]
+        rows = []
+        for measured in measure(
+            client, model_id, combinations, precision=precision.value, seconds=seconds, on_cell=step
+        ):
+            rows.append(measured | labels)
+            if style is Format.JSON:
+                print_json(rows[-1])  # now: who waits for the last one may run out of time
         progress.update(task, description="done", completed=steps)
     if style is Format.JSON:
-        for row in rows:
-            print_json(row)
-    elif markdown:
+        return
+    if markdown:
         print(markdown_table(HEADINGS, [_cells(row) for row in rows]))
     else:
         table = make_table(*HEADINGS, title=_title(rows[0]))

@@ -6,7 +6,6 @@ allocation busy for documents a second. No text is sent twice, and the deploymen
 
 from __future__ import annotations
 
-import itertools
 import os
 import statistics
 import threading
@@ -93,7 +92,10 @@ class Texts:
             start = self._next
             # A step that shares no factor with most lengths: texts differ even after the words have been gone through.
             self._next = (start + length + 7) % len(self._words)
-        taken = list(itertools.islice(itertools.cycle(self._words), start, start + length))
+        # Copies what it gives and no more: callers share the processors with the server that is measured.
+        taken = self._words[start : start + length]
+        while len(taken) < length:
+            taken += self._words[: length - len(taken)]
         return " ".join(taken)
 
 
