@@ -74,8 +74,7 @@ class Turn:
             if not self._in_line:
                 self._in_line = True
                 self._turns.join(self)
-            while not self.taken:
-                self._came.wait()
+            self._came.wait_for(lambda: self.taken)
         self.waited += time.monotonic() - start
 
     def give_back(self) -> None:
