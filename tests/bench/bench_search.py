@@ -106,7 +106,8 @@ def main() -> None:
     collection = vectors.load(options.documents, real=not options.synthetic)
     if options.prepare:
         for name in options.engines:
-            prepare(name, options, collection, options.folder or vectors.CACHE / "peers")
+            if PEERS[name][2]:  # ours are built anew each time
+                prepare(name, options, collection, vectors.CACHE / "peers")
         return None
     rows: list[dict[str, Any]] = []
 

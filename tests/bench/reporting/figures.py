@@ -152,76 +152,83 @@ def _encoder(figure: Any, rows: list[Row]) -> None:
 
 def _latency(figure: Any, rows: list[Row]) -> None:
     """Lines: milliseconds against documents, k = 10; an engine in its fastest setting of enough recall."""
-    kinds = list(dict.fromkeys(row["queries"] for row in rows))
-    figure.set_size_inches(8.5, 3.4)
-    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
-    for axes, kind in zip(panels, kinds, strict=True):
-        here = searches.pick(rows, queries=kind, k=10)
-        for engine in _families(here):
-            points = []
-            for documents in sorted({row["documents"] for row in here}):
-                cell = searches.pick(here, documents=documents)
-                row = searches.ours(cell) if engine == searches.OURS else None
-                row = row or searches.fastest(cell, engine, recall=searches.RECALL) or searches.fastest(cell, engine)
-                if row:
-                    points.append((documents, row["p50_ms"]))
-            axes.plot(*zip(*points, strict=True), label=engine, **_line(engine))
-        axes.set_xscale("log")
+
+    def draw_engine(axes: Any, engine: str, here: list[Row]) -> None:
+        points = []
+        for documents in sorted({row["documents"] for row in here}):
+            cell = searches.pick(here, documents=documents)
+            row = searches.ours(cell) if engine == searches.OURS else None
+            row = row or searches.fastest(cell, engine, recall=searches.RECALL) or searches.fastest(cell, engine)
+            if row:
+                points.append((documents, row["p50_ms"]))
+        axes.plot(*zip(*points, strict=True), label=engine, **_line(engine))
+
+    panels = _panels(figure, searches.pick(rows, k=10), draw_engine)
+    for kind, axes in panels.items():
         axes.set_yscale("log")
         axes.set_title(f"{kind} queries, k = 10")
         axes.set_xlabel("documents")
-    panels[0].set_ylabel("ms a query (median)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")
+    next(iter(panels.values())).set_ylabel("ms a query (median)")
 
 
 def _recall(figure: Any, rows: list[Row]) -> None:
     """Marks: recall against milliseconds, every engine in every setting."""
-    kinds = list(dict.fromkeys(row["queries"] for row in rows))
-    figure.set_size_inches(8.5, 3.4)
-    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
-    for axes, kind in zip(panels, kinds, strict=True):
-        here = searches.pick(rows, queries=kind)
-        for engine in _families(here):
-            own = [row for row in here if _family(row["engine"]) == engine]
-            style = _line(engine) | {"linestyle": "none"}
-            axes.plot([row["p50_ms"] for row in own], [row["recall"] for row in own], label=engine, **style)
-        axes.set_xscale("log")
+
+    def draw_engine(axes: Any, engine: str, here: list[Row]) -> None:
+        own = [row for row in here if _family(row["engine"]) == engine]
+        style = _line(engine) | {"linestyle": "none"}
+        axes.plot([row["p50_ms"] for row in own], [row["recall"] for row in own], label=engine, **style)
+
+    panels = _panels(figure, rows, draw_engine)
+    for kind, axes in panels.items():
         axes.set_title(f"{kind} queries")
         axes.set_xlabel("ms a query (median)")
-    panels[0].set_ylabel("recall")
-    handles, labels = panels[0].get_legend_handles_labels()
+    next(iter(panels.values())).set_ylabel("recall")
+
+
+def _panels(figure: Any, rows: list[Row], draw_engine: Callable[[Any, str, list[Row]], None]) -> dict[str, Any]:
+    """Draw every engine of rows on a panel a kind of query, one legend beside them; give the panels by kind."""
+    kinds = list(dict.fromkeys(row["queries"] for row in rows))
+    figure.set_size_inches(8.5, 3.4)
+    panels = dict(zip(kinds, figure.subplots(1, len(kinds), squeeze=False)[0], strict=True))
+    for kind, axes in panels.items():
+        here = searches.pick(rows, queries=kind)
+        for engine in _families(here):
+            draw_engine(axes, engine, here)
+        axes.set_xscale("log")
+    handles, labels = panels[kinds[0]].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
+    return panels
 
 
 def _bytes(figure: Any, rows: list[Row]) -> None:
     """Bars: bytes a posting in memory and on disk."""
-    figure.set_size_inches(7, 0.9 + 0.38 * len(rows))
-    axes = figure.subplots()
-    labels = [row["engine"] for row in rows]
+    axes = _lying_axes(figure, 0.9 + 0.38 * len(rows), [row["engine"] for row in rows], "bytes a posting")
     for place, (key, title) in enumerate((("memory_bytes_per_posting", "memory"), ("disk_bytes_per_posting", "disk"))):
         y = [number_ + (place - 0.5) * 0.38 for number_ in range(len(rows))]
         values = [row.get(key) or 0.0 for row in rows]
         drawn = axes.barh(y, values, 0.34, label=title, color="#4c78a8" if place else "#c8551b")
         axes.bar_label(drawn, [f"{value:.1f}" if value else "" for value in values], fontsize=7, padding=2)
-    axes.set_yticks(range(len(rows)), labels)
-    axes.invert_yaxis()
-    axes.set_xlabel("bytes a posting")
-    axes.grid(visible=False, axis="y")
     axes.legend()
 
 
 def _ingest(figure: Any, rows: list[Row]) -> None:
     """Bars: documents a second."""
-    figure.set_size_inches(7, 0.8 + 0.32 * len(rows))
-    axes = figure.subplots()
+    axes = _lying_axes(figure, 0.8 + 0.32 * len(rows), [_label(row) for row in rows], "documents a second")
     values = [row["documents_per_s"] for row in rows]
     drawn = axes.barh(range(len(rows)), values, 0.6, color=COLOURS["termwise"])
     axes.bar_label(drawn, [f"{value:,.0f}" for value in values], fontsize=7, padding=2)
-    axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
+
+
+def _lying_axes(figure: Any, height: float, names: list[str], unit: str) -> Any:
+    """Make axes for bars that lie, the first name on top."""
+    figure.set_size_inches(7, height)
+    axes = figure.subplots()
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("documents a second")
+    axes.set_xlabel(unit)
     axes.grid(visible=False, axis="y")
+    return axes
 
 
 def _label(row: Row) -> str:
