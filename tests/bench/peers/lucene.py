@@ -6,7 +6,8 @@ as the one in `pyserini`, and `TERMWISE_BENCH_JAVA` another runtime.
 
 To Lucene's advantage: one thread; a heap that never fills, parallel collector, the vector module on; queries built
 beforehand (a linear FeatureQuery a token, in a BooleanQuery of SHOULD clauses); only `IndexSearcher.search` is timed,
-with a TopScoreDocCollector that counts no further than 1, so that blocks are skipped; results are read outside.
+and the making of its TopScoreDocCollector, which counts no further than 1, so that blocks are skipped, and serves one
+search; results are read outside. The way through JPype is some microseconds of it.
 `lucene` searches an index merged into one segment, `lucene segments` the segments that writing left. FeatureField
 keeps 9 bits of a weight, so recall against exact scores is below 1.
 
