@@ -265,15 +265,32 @@ def fresh(seed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(seed, tmp_path / "data"))
 
 
-@pytest.fixture(scope="module")
-def server(launch: Callable[..., Server], seed: Path, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """A server for a module's tests, with `for_search` and `for_ingest` started and the pipeline `expand`."""
-    data = tmp_path_factory.mktemp("module") / "data"
-    shutil.copytree(seed, data)
-    running = launch(data)
-    running.deploy("for_search", "for_ingest")
-    running.put_pipeline()
-    return running
+@pytest.fixture
+def blank(seed: Path, tmp_path: Path) -> Path:
+    """Make a data folder that holds the verdict of the default model's check, which takes seconds, and nothing else."""
+    data = tmp_path / "data"
+    shutil.copytree(seed / "cache", data / "cache")
+    shutil.copy(seed / "FORMAT", data)
+    return data
+
+
+@pytest.fixture(scope="session")
+def serve(launch: Callable[..., Server], seed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Server]:
+    """Start a server with `for_search` and `for_ingest` started and the pipeline `expand`."""
+
+    def start() -> Server:
+        running = launch(shutil.copytree(seed, tmp_path_factory.mktemp("served") / "data"))
+        running.deploy("for_search", "for_ingest")
+        running.put_pipeline()
+        return running
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(serve: Callable[[], Server]) -> Server:
+    """The server of tests that leave its models, deployments and pipelines as they were, and name indices by module."""
+    return serve()
 
 
 @pytest.fixture

@@ -212,7 +212,8 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def bad(server: Any) -> Any:
+def bad(serve: Any) -> Any:
+    server = serve()
     server.create_index("docs", pipeline="expand")
     server.put_pipeline("undeployed", deployment="nothing")
     return server

@@ -187,20 +187,24 @@ def test_eval_starts_a_server_of_its_own_and_leaves_nothing(collection: Path, tm
     assert not list(tmp_path.glob("termwise-*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
-    process = _run("demo", scratch=tmp_path)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("It listens on"):
-            break
-    assert _servers(tmp_path)
-    process.send_signal(number)
-    process.communicate(timeout=60)
+def test_a_demo_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    scratch = {number: tmp_path / number.name for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for folder in scratch.values():
+        folder.mkdir()
+    demos = {number: _run("demo", scratch=folder) for number, folder in scratch.items()}
+    for number, process in demos.items():
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("It listens on"):
+                break
+        assert _servers(scratch[number])
+        process.send_signal(number)
+    for number, process in demos.items():
+        process.communicate(timeout=60)
 
-    assert process.returncode not in {0, -number}
-    assert not _servers(tmp_path)
-    assert not list(tmp_path.glob("termwise-*"))
+        assert process.returncode not in {0, -number}
+        assert not _servers(scratch[number])
+        assert not list(scratch[number].glob("termwise-*"))
 
 
 @pytest.mark.slow

@@ -37,7 +37,18 @@ def put(server: Any, name: str, text: str = "A text.") -> Any:
 @pytest.mark.skipif(not can_trace(), reason="needs strace, and leave to trace")
 def test_every_acknowledgement_follows_a_sync(launch: Any, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
-    flags = ["-f", "-s", "4096", "-e", "trace=fsync,fdatasync,sendmsg,recvmsg", "-e", "signal=none", "-o", str(trace)]
+    flags = [
+        "-f",
+        "--seccomp-bpf",
+        "-s",
+        "4096",
+        "-e",
+        "trace=fsync,fdatasync,sendmsg,recvmsg",
+        "-e",
+        "signal=none",
+        "-o",
+        str(trace),
+    ]
     server = launch(tmp_path / "data", before=[str(STRACE), *flags])
     server.create_index("docs")
     names = [f"marked-{number:03}" for number in range(20)]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,11 @@ PUBLIC = {"cranfield": (0.3758, 0.3722), "cacm": (0.4994, 0.4131), "med": (0.698
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name == "adi" else pytest.mark.slow) for name in PUBLIC]
 )
-def test_retrieval_is_as_good_as_that_of_public_tools(name: str) -> None:
+def test_retrieval_is_as_good_as_that_of_public_tools(name: str, server: Any) -> None:
     if not (COLLECTIONS / name / "corpus.jsonl").exists():
         pytest.skip(f"there is no collection at {COLLECTIONS / name}")
     command = [sys.executable, "-m", "termwise.cli", "eval", str(COLLECTIONS / name), "--format", "json"]
+    command += ["--address", server.address]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     found = {row["system"]: row["ndcg@10"] for row in map(json.loads, done.stdout.splitlines())}
     bm25, sparse = PUBLIC[name]

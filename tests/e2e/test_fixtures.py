@@ -150,8 +150,8 @@ def test_no_body_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("send", [_by_grpcurl, _by_stubs], ids=["grpcurl", "stubs"])
-def test_every_body_does_what_it_says(launch: Any, tmp_path: Path, send: Callable[..., Any]) -> None:
-    server = launch(tmp_path / "data")
+def test_every_body_does_what_it_says(launch: Any, blank: Path, send: Callable[..., Any]) -> None:
+    server = launch(blank)
     for name, expected in STEPS:
         answer = send(server.address, name)
         assert answer == expected if isinstance(expected, str) else expected(answer), f"{name}: {answer}"

@@ -29,8 +29,8 @@ def commands(text: str, address: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("document", "least"), [("README.md", 4), ("docs/client.md", 4)])
-def test_what_is_printed_works(launch: Any, tmp_path: Path, document: str, least: int) -> None:
-    server = launch(tmp_path / "data")
+def test_what_is_printed_works(launch: Any, blank: Path, document: str, least: int) -> None:
+    server = launch(blank)
     steps = commands((ROOT / document).read_text(encoding="utf-8"), server.address)
     assert len(steps) >= least
 

@@ -152,22 +152,22 @@ def snapshot(server: Any) -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("ending", ["stop", "kill"])
-def test_a_restart_brings_everything_back(launch: Any, fresh: Path, ending: str) -> None:
-    first = launch(fresh)
-    first.deploy("for_search", "for_ingest", queue_capacity=77)
-    first.put_pipeline()
-    first.create_index("docs", pipeline="expand")
-    assert all(not one.HasField("error") for one in first.bulk("docs", documents()))
-    before = snapshot(first)
-    first.kill() if ending == "kill" else first.stop()
-    second = launch(fresh)
-    second.wait_ready()
-    assert snapshot(second) == before
-    assert second.check("deployment/for_ingest") == "SERVING"
-    later = list(second.bulk("docs", [("new", {"text": "A new one."})]))
-    assert later[0].version > max(version for _, version, _ in before[4])
-    second.stop()
+def test_a_restart_brings_everything_back(launch: Any, fresh: Path) -> None:
+    server = launch(fresh)
+    server.deploy("for_search", "for_ingest", queue_capacity=77)
+    server.put_pipeline()
+    server.create_index("docs", pipeline="expand")
+    assert all(not one.HasField("error") for one in server.bulk("docs", documents()))
+    for ending in ("stop", "kill"):
+        before = snapshot(server)
+        server.kill() if ending == "kill" else server.stop()
+        server = launch(fresh)
+        server.wait_ready()
+        assert snapshot(server) == before
+        assert server.check("deployment/for_ingest") == "SERVING"
+        later = list(server.bulk("docs", [("new", {"text": f"A new one after a {ending}."})]))
+        assert later[0].version > max(version for _, version, _ in before[4])
+    server.stop()
 
 
 def test_a_graceful_stop_finishes_what_runs(launch: Any, fresh: Path, details_of: Any) -> None:

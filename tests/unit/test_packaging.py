@@ -9,9 +9,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOTS = ("service", "storage", "clients/python")
@@ -25,14 +30,27 @@ def test_no_init_file_hides_the_other_source_roots(root: str) -> None:
     assert not (ROOT / root / "termwise" / "__init__.py").exists()
 
 
-def test_a_wheel_holds_every_portion_with_its_types(tmp_path: Path) -> None:
-    # From a copy, so that nothing lands in the source tree.
-    source = tmp_path / "source"
-    source.mkdir()
-    copy_sources(source)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    subprocess.run([*command, str(source)], check=True)
-    (wheel,) = tmp_path.glob("termwise-*.whl")
+@pytest.fixture(scope="module")
+def build_wheel(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Build a wheel with a compiler, once for all tests: `build_wheel("cc")`."""
+
+    @cache
+    def build(compiler: str) -> Path:
+        folder = tmp_path_factory.mktemp("wheel")
+        # From a copy, so that nothing lands in the source tree.
+        source = folder / "source"
+        source.mkdir()
+        copy_sources(source)
+        command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+        subprocess.run([*command, str(source)], check=True, env=os.environ | {"CC": compiler})
+        (wheel,) = folder.glob("termwise-*.whl")
+        return wheel
+
+    return build
+
+
+def test_a_wheel_holds_every_portion_with_its_types(build_wheel: Callable[[str], Path]) -> None:
+    wheel = build_wheel("no-such-compiler")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"{portion}/py.typed" for portion in PORTIONS} <= names
     assert "termwise/__init__.py" not in names
@@ -58,15 +76,10 @@ def copy_sources(target: Path) -> None:
 
 
 @pytest.mark.parametrize("compiler", ["cc -pthread", "no-such-compiler"])
-def test_a_wheel_has_the_kernel_where_there_is_a_compiler(tmp_path: Path, compiler: str) -> None:
+def test_a_wheel_has_the_kernel_where_there_is_a_compiler(build_wheel: Callable[[str], Path], compiler: str) -> None:
     if shutil.which("cc") is None or platform.machine() != "x86_64" or sys.platform != "linux":
         pytest.skip("the kernel is not for this machine")
-    source = tmp_path / "source"
-    source.mkdir()
-    copy_sources(source)
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
-    subprocess.run([*command, str(source)], check=True, env=os.environ | {"CC": compiler})
-    (wheel,) = tmp_path.glob("termwise-*.whl")
+    wheel = build_wheel(compiler)
     with zipfile.ZipFile(wheel) as archive:
         kernels = {name: archive.read(name)[:4] for name in archive.namelist() if name.endswith(".so")}
     if compiler.startswith("cc"):
