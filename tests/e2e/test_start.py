@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from termwise.server.metadata.folder import FORMAT_VERSION
+from termwise.server.metadata.folder import FORMAT_VERSION, DataFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,8 +28,8 @@ def test_it_says_where_it_listens_and_stops_cleanly(launch: Any, tmp_path: Path)
     assert "stopped" in events
 
 
-def test_each_call_is_one_log_line(launch: Any, tmp_path: Path) -> None:
-    server = launch(tmp_path / "data")
+def test_each_call_is_one_log_line_and_an_unknown_variable_is_warned_of(launch: Any, tmp_path: Path) -> None:
+    server = launch(tmp_path / "data", env={"TERMWISE_STORAG": "memory"})
     request = health_pb2.HealthCheckRequest(service="nothing")
     with pytest.raises(grpc.RpcError):
         server.health.Check(request, metadata=(("x-request-id", "mine-1"),))
@@ -37,25 +37,25 @@ def test_each_call_is_one_log_line(launch: Any, tmp_path: Path) -> None:
     (line,) = [event for event in server.events() if event.get("request_id") == "mine-1"]
     assert (line["event"], line["method"], line["code"]) == ("call", "/grpc.health.v1.Health/Check", "NOT_FOUND")
     assert line["duration_ms"] >= 0
+    (warning,) = [event for event in server.events() if event["event"] == "unknown_environment_variable"]
+    assert "storage" in warning["problem"]
 
 
-def test_an_interrupt_stops_it_too(launch: Any, tmp_path: Path) -> None:
-    server = launch(tmp_path / "data")
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(30) == 0
-
-
-def test_a_second_server_on_the_same_folder_is_refused(launch: Any, refused: Any, tmp_path: Path) -> None:
+def test_a_second_server_on_the_same_folder_is_refused_and_an_interrupt_stops_the_first(
+    launch: Any, refused: Any, tmp_path: Path
+) -> None:
     server = launch(tmp_path / "data")
     status, said = refused(tmp_path / "data")
     assert status == 1
     assert "is held by another server" in said
     assert str(server.process.pid) in said
     assert server.check("") == "SERVING"
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(60) == 0
 
 
-def test_a_newer_format_is_refused(launch: Any, refused: Any, tmp_path: Path) -> None:
-    launch(tmp_path / "data").stop()
+def test_a_newer_format_is_refused(refused: Any, tmp_path: Path) -> None:
+    DataFolder.open(tmp_path / "data").close()
     (tmp_path / "data" / "FORMAT").write_text(json.dumps({"format_version": FORMAT_VERSION + 1}))
     status, said = refused(tmp_path / "data")
     assert status == 1
@@ -86,13 +86,6 @@ def test_an_unknown_storage_backend_is_refused(refused: Any, tmp_path: Path) -> 
     assert status == 1
     assert "papyrus" in said
     assert "tantivy" in said
-
-
-def test_an_unknown_variable_is_warned_of(launch: Any, tmp_path: Path) -> None:
-    server = launch(tmp_path / "data", env={"TERMWISE_STORAG": "memory"})
-    server.stop()
-    (warning,) = [event for event in server.events() if event["event"] == "unknown_environment_variable"]
-    assert "storage" in warning["problem"]
 
 
 def test_an_index_whose_files_are_broken_is_told_by_health_and_the_rest_serves(launch: Any, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ CHECKED = settings(
 
 
 @pytest.mark.usefixtures("limits")
-@CHECKED
+@settings(CHECKED, max_examples=120)  # for each of the limits
 @given(
     rows=documents(),
     query=queries,
