@@ -31,7 +31,7 @@ def plan(*, quick: bool) -> list[Part]:
         _script("encode", 480, "encode", "--seconds", "4", quick=quick),
         _script("drift", 240, "drift", quick=quick),
     ]
-    for size, seconds, build in zip(sizes, (180, 480, 720), ("60", "150", "240"), strict=False):
+    for size, seconds, build in zip(sizes, (180, 540, 720), ("60", "150", "240"), strict=False):
         arguments = ("--documents", str(size), "--build-seconds", build)
         found.append(_script(f"search-{size}", seconds, "search", *arguments, quick=quick))
     found += [
