@@ -45,8 +45,8 @@ class IndexReader(Protocol):
     ) -> list[StoredDocument]:
         """Give documents that this reader ranked or matched, in the order of `seq_nos`.
 
-        What is not asked for is not read: without `source` bodies are empty, and vectors are those of the fields in
-        `sparse` (None: all).
+        What is not asked for is not read: without `source` bodies are empty, and vectors (chunks too) are those of the
+        fields in `sparse` (None: all).
         """
         ...
 
@@ -74,7 +74,7 @@ class IndexReader(Protocol):
         ...
 
     def token_statistics(self, field: str, tokens: Sequence[str]) -> TokenStatistics:
-        """Give the frequencies of tokens in a sparse field."""
+        """Give the frequencies of tokens in a sparse field, by vectors: a document of two chunks counts twice."""
         ...
 
     def statistics(self) -> IndexStatistics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ from termwise.storage.errors import (
     VersionConflictError,
 )
 from termwise.storage.types import (
+    MAX_CHUNKS,
     MAX_ID_BYTES,
     MAX_KEYWORD_BYTES,
     MAX_TOKEN_BYTES,
@@ -128,9 +130,12 @@ def check_document(schema: IndexSchema, document: Document, *, vectors: bool = T
         for name, values in document.columns.items():
             kind = field_of(schema, name, COLUMN_KINDS).kind
             columns[name] = tuple(_stored_value(name, kind, value) for value in values)
-        for name, vector in document.sparse.items():
+        for name in chain(document.sparse, document.chunks):
             field_of(schema, name, _SPARSE)
-            if vectors:
+        for name, held in document.chunks.items():
+            _check_chunks(document, name, held)
+        for name, held in document.vectors().items() if vectors else ():
+            for vector in held:
                 _check_vector(name, vector)
     except (SchemaError, ValueError) as error:
         message = str(error)
@@ -154,6 +159,13 @@ def _stored_value(name: str, kind: FieldKind, value: Scalar) -> Column:
     if isinstance(stored, float) and math.isinf(stored):
         raise ValueError(f"Field {_shown(name)} takes finite numbers, not {stored}.")
     return stored
+
+
+def _check_chunks(document: Document, name: str, held: Sequence[SparseVector]) -> None:
+    if name in document.sparse:
+        raise ValueError(f"Field {_shown(name)} is given one vector and chunks; give it either.")
+    if len(held) > MAX_CHUNKS:
+        raise ValueError(f"Field {_shown(name)} takes up to {MAX_CHUNKS:,} chunks a document, not {len(held):,}.")
 
 
 def _check_vector(name: str, vector: SparseVector) -> None:

@@ -88,7 +88,8 @@ class _Row:
     document: Document
     words: Mapping[str, Counter[str]]
     columns: Mapping[str, tuple[Column, ...]]
-    weights: Mapping[str, Mapping[str, np.float32]]
+    vectors: Mapping[str, tuple[Mapping[str, np.float32], ...]]
+    """Weights by token, a vector each."""
 
 
 class MemoryReader:
@@ -143,7 +144,7 @@ class MemoryReader:
     def token_statistics(self, field: str, tokens: Sequence[str]) -> TokenStatistics:
         """See `IndexReader.token_statistics`."""
         field_of(self._schema, field, {FieldKind.SPARSE_VECTOR})
-        vectors = [row.weights[field] for row in self._rows.values() if field in row.weights]
+        vectors = [vector for row in self._rows.values() for vector in row.vectors.get(field, ())]
         frequencies = Counter(token for vector in vectors for token in vector)
         return TokenStatistics(
             document_count=len(vectors),
@@ -168,14 +169,10 @@ class MemoryReader:
         queried = dict(zip(leaf.vector.tokens, leaf.vector.weights, strict=True))
         scores: dict[int, np.float32] = {}
         for seq_no, row in self._by_seq_no.items():
-            held = row.weights.get(leaf.field, {})
-            shared = [token for token in queried if token in held]
-            if shared:
-                with np.errstate(over="ignore", under="ignore"):
-                    score = np.float32(0)
-                    for token in shared:
-                        score += queried[token] * held[token]
-                scores[seq_no] = min(score, _LARGEST)
+            found = [_dot(queried, vector) for vector in row.vectors.get(leaf.field, ())]
+            matched = [score for score in found if score is not None]
+            if matched:
+                scores[seq_no] = max(matched)
         return scores
 
     def _bm25(self, leaf: Lexical) -> dict[int, np.float32]:
@@ -227,13 +224,14 @@ class MemoryReader:
                 return any(self._within(condition, value) for value in row.columns.get(condition.field, ()))
             case Exists(name):
                 texts, columns = row.document.texts.get(name), row.columns.get(name)
-                return bool(texts) or bool(columns) or name in row.weights
+                return bool(texts) or bool(columns) or name in row.vectors
             case Lexical(name, text, all_words):
                 words = analyze(field_of(self._schema, name).analyzer, text)
                 held = row.words.get(name, Counter())
                 return bool(words) and (all if all_words else any)(word in held for word in words)
             case _:
-                return any(token in row.weights.get(condition.field, {}) for token in condition.vector.tokens)
+                vectors = row.vectors.get(condition.field, ())
+                return any(token in vector for vector in vectors for token in condition.vector.tokens)
 
     def _within(self, condition: Range, value: Column) -> bool:
         names = ("gte", "gt", "lte", "lt")
@@ -248,14 +246,25 @@ class MemoryReader:
         return all(compare[name](bound) for (name, _), bound in zip(given, bounds, strict=True))
 
 
+def _dot(queried: Mapping[str, np.float32], held: Mapping[str, np.float32]) -> np.float32 | None:
+    shared = [token for token in queried if token in held]
+    with np.errstate(over="ignore", under="ignore"):
+        score = np.float32(0)
+        for token in shared:
+            score += queried[token] * held[token]
+    return min(score, _LARGEST) if shared else None
+
+
 def _stored(row: _Row, *, source: bool = True, sparse: Collection[str] | None = None) -> StoredDocument:
     document = row.document
-    vectors = (
-        document.sparse
-        if sparse is None
-        else {name: vector for name, vector in document.sparse.items() if name in sparse}
+    held = {name: tuple(each) for name, each in document.vectors().items() if sparse is None or name in sparse}
+    return StoredDocument(
+        document.id,
+        row.seq_no,
+        document.source if source else b"",
+        {name: each[0] for name, each in held.items() if len(each) == 1},
+        {name: each for name, each in held.items() if len(each) > 1},
     )
-    return StoredDocument(document.id, row.seq_no, document.source if source else b"", vectors)
 
 
 class MemoryIndex:
@@ -306,10 +315,11 @@ class MemoryIndex:
             name: Counter(word for text in texts for word in analyze(self._schema.fields[name].analyzer, text))
             for name, texts in document.texts.items()
         }
-        weights = {
-            name: dict(zip(vector.tokens, vector.weights, strict=True)) for name, vector in document.sparse.items()
+        vectors = {
+            name: tuple(dict(zip(vector.tokens, vector.weights, strict=True)) for vector in held)
+            for name, held in document.vectors().items()
         }
-        return _Row(seq_no, document, words, columns, weights)
+        return _Row(seq_no, document, words, columns, vectors)
 
     def reader(self) -> MemoryReader:
         """See `SparseIndex.reader`."""

@@ -30,6 +30,9 @@ MAX_ID_BYTES: Final = 512
 MAX_KEYWORD_BYTES: Final = 32_766
 """Longest keyword value in UTF-8 bytes (Lucene's limit)."""
 
+MAX_CHUNKS: Final = 10_000
+"""Most vectors of one sparse field in a document (Elasticsearch's limit of nested objects, which its chunks are)."""
+
 
 class FieldKind(Enum):
     """What a field holds."""
@@ -137,8 +140,10 @@ def sparse_vector(tokens: Sequence[str], weights: Sequence[float] | NDArray[np.f
 class Document:
     """A document as storage takes and gives it.
 
-    `source` is the body as JSON text in UTF-8, kept verbatim. `texts`, `columns` and `sparse` are what the schema's
-    fields hold, by field name; a field that is absent or empty has no value. Several values of a field all count.
+    `source` is the body as JSON text in UTF-8, kept verbatim. `texts`, `columns`, `sparse` and `chunks` are what the
+    schema's fields hold, by field name; a field that is absent or empty has no value. Several values of a field all
+    count. A sparse vector field has one vector, in `sparse`, or several, the chunks of a long text, in `chunks`; it
+    stands in one of the two alone. Chunks keep their order, and may be equal; there are MAX_CHUNKS a field at most.
     """
 
     id: str
@@ -146,16 +151,35 @@ class Document:
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     columns: Mapping[str, Sequence[Scalar]] = field(default_factory=dict)
     sparse: Mapping[str, SparseVector] = field(default_factory=dict)
+    chunks: Mapping[str, Sequence[SparseVector]] = field(default_factory=dict)
+
+    def vectors(self) -> dict[str, Sequence[SparseVector]]:
+        """Give the vectors of each sparse field that has any."""
+        return _vectors(self.sparse, self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """A document that a read gives: its body, its sparse vectors and its version (`seq_no`), as far as asked for."""
+    """A document that a read gives: its body, its sparse vectors and its version (`seq_no`), as far as asked for.
+
+    A field of one vector stands in `sparse`, also one that was written as a single chunk; one of several in `chunks`.
+    """
 
     id: str
     seq_no: int
     source: bytes
     sparse: Mapping[str, SparseVector]
+    chunks: Mapping[str, tuple[SparseVector, ...]] = field(default_factory=dict)
+
+    def vectors(self) -> dict[str, Sequence[SparseVector]]:
+        """Give the vectors of each sparse field that has any."""
+        return _vectors(self.sparse, self.chunks)
+
+
+def _vectors(
+    sparse: Mapping[str, SparseVector], chunks: Mapping[str, Sequence[SparseVector]]
+) -> dict[str, Sequence[SparseVector]]:
+    return {name: (vector,) for name, vector in sparse.items()} | {name: held for name, held in chunks.items() if held}
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +322,8 @@ class Lexical:
 class Sparse:
     """The dot product of `vector` and a SPARSE_VECTOR field. A document matches that shares a token.
 
-    Products are added in float32, heaviest query token first; a sum beyond the largest float32 is that float32.
+    Products are added in float32, heaviest query token first; a sum beyond the largest float32 is that float32. A
+    document of several vectors scores as the best of them does alone: tokens of two chunks never add up.
     """
 
     field: str
@@ -335,9 +360,10 @@ class Ranking:
 class TokenStatistics:
     """Frequencies of a sparse field, for token pruning.
 
-    `document_count` documents hold the field, with `token_count` distinct tokens (U) and `posting_count` weights in
-    all (S). `frequencies[i]` (int64) is the number of documents that hold the i-th token asked for. Deleted documents
-    may count until the backend merges them away.
+    All are counts of vectors: each chunk is one, as in Elasticsearch, where it is a Lucene document of its own. The
+    field has `document_count` (N) of them, with `token_count` distinct tokens (U) and `posting_count` weights in all
+    (S). `frequencies[i]` (int64) is the number of vectors that hold the i-th token asked for. Deleted documents may
+    count until the backend merges them away.
     """
 
     document_count: int
@@ -348,7 +374,7 @@ class TokenStatistics:
 
 @dataclass(frozen=True, slots=True)
 class SparseFieldStatistics:
-    """Counts of a sparse field."""
+    """Counts of a sparse field; its documents are vectors, as in `TokenStatistics`."""
 
     document_count: int
     token_count: int

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from termwise.storage.errors import InvalidDocumentError
 from termwise.storage.tantivy.store import TantivyStore
 from termwise.storage.types import Delete, Document, Lexical, Put, Sparse, SparseVector
 
@@ -56,6 +57,12 @@ def test_an_index_of_an_earlier_format_answers_and_goes_on(folder: Path, exact_p
         [Put(Document("new", b"{}", sparse={"vec": sparse({"white space": 1.0, "pluto": 4.0})})), Delete("zip")]
     )
     assert ids(index.reader(), vector({"white space": 2.0, "pluto": 1.0})) == {"new": 6.0, "pluto": 3.0}
+    one = sparse({"pluto": 4.0})
+    with pytest.raises(InvalidDocumentError, match=f"version {folder.name} keeps one"):
+        index.write([Put(Document("long", b"{}", chunks={"vec": [one, one]}))])
+    index.write([Put(Document("short", b"{}", chunks={"vec": [sparse({"chunk": 4.0})]}))])
+    assert ids(index.reader(), vector({"chunk": 1.0})) == {"short": 4.0}
+    assert index.reader().token_statistics("vec", ["pluto", "chunk"]).frequencies.tolist()[1] == 1
     store.close()
     store = TantivyStore(tmp_path, exact_path=exact_path)
     reader = store.open("docs").reader()

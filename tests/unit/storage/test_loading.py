@@ -23,12 +23,13 @@ vectors = st.dictionaries(tokens, st.sampled_from([0.5, 1.0, 2.0]), max_size=6).
 )
 
 
-def load(held: list[SparseVector]) -> SparseTiles:
+def load(held: list[SparseVector], chunks: int = 1) -> SparseTiles:
+    """Load documents of so many vectors each."""
     with ThreadPoolExecutor(1) as worker:
         loading = Loading(worker, vocabulary := Vocabulary())
-        for seq_no, vector in enumerate(held, 1):
-            for _, encoded in read_vectors(encode_vectors([(0, encode_vector(vector))])):
-                loading.add(seq_no, encoded)
+        for first in range(0, len(held), chunks):
+            data = encode_vectors((0, encode_vector(vector)) for vector in held[first : first + chunks])
+            loading.add(1 + first // chunks, [encoded for _, encoded in read_vectors(data)])
         return SparseTiles(vocabulary, tuple(loading.finish()))
 
 
@@ -62,3 +63,16 @@ def test_loaded_documents_fill_tiles() -> None:
     assert [len(tile) for tile in tiles.tiles] == [TILE, 500]
     seq_nos, scores, total, _ = tiles.rank(sparse_vector(["odd"], [1]), 3)
     assert (seq_nos.tolist(), scores.tolist(), total) == ([2, 4, 6], [3, 3, 3], TILE // 2 + 250)
+
+
+def test_loaded_chunks_stay_with_their_document() -> None:
+    chunks, documents = 7, 12_000
+    held = [sparse_vector(["all", f"n{n % 7}"], [1, 2 + n // 7]) for n in range(documents * chunks)]
+    tiles = load(held, chunks)
+    assert max(len(tile) for tile in tiles.tiles) <= TILE
+    assert len(tiles.tiles) == 2
+    assert (tiles.document_count, tiles.vector_count) == (documents, documents * chunks)
+    for number in range(7):
+        seq_nos, scores, total, _ = tiles.rank(sparse_vector([f"n{number}", "all"], [2, 1]), 2)
+        assert (seq_nos.tolist(), total) == ([documents, documents - 1], documents)
+        assert scores.tolist() == [2 * documents + 3, 2 * documents + 1]

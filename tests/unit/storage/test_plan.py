@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from termwise.storage.tantivy.plan import dot, postings_budget, rank_sparse
+from termwise.storage.tantivy.plan import best_dot, postings_budget, rank_sparse
 from termwise.storage.tantivy.store import TantivyStore
 from termwise.storage.types import Document, FieldKind, FieldSpec, IndexSchema, Put, SparseVector, Terms, sparse_vector
 
@@ -22,28 +22,35 @@ vectors = st.dictionaries(st.sampled_from("abcdefgh"), weights, max_size=8).map(
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(vectors, min_size=1, max_size=30), vectors, st.integers(1, 6), st.integers(1, 60), st.booleans())
+@given(
+    st.lists(st.lists(vectors, min_size=1, max_size=1), min_size=1, max_size=30)
+    | st.lists(st.lists(vectors, min_size=1, max_size=4), min_size=1, max_size=30),
+    vectors,
+    st.integers(1, 6),
+    st.integers(1, 60),
+    st.booleans(),
+)
 def test_nothing_that_is_missing_beats_what_is_given_by_more_than_the_error(
-    held: list[SparseVector], query: SparseVector, depth: int, budget: int, narrow: bool
+    held: list[list[SparseVector]], query: SparseVector, depth: int, budget: int, narrow: bool
 ) -> None:
     with TemporaryDirectory() as folder:
         store = TantivyStore(Path(folder), exact_path=False)
         store.create("i", SCHEMA)
         index = store.open("i")
         index.write(
-            [Put(Document(str(n), b"{}", columns={"k": ["xy"[n % 2]]}, sparse={"v": v})) for n, v in enumerate(held)]
+            [Put(Document(str(n), b"{}", columns={"k": ["xy"[n % 2]]}, chunks={"v": v})) for n, v in enumerate(held)]
         )
         reader = index.reader()
         where = Terms("k", ("x",)) if narrow else None
         rank = partial(rank_sparse, reader, reader._conditions, index._layout.places["v"], query, depth, where)
         ranking, counted = rank(budget=budget, count=1), rank(budget=budget)
         store.close()
-    scores = np.array([dot(query, v) for n, v in enumerate(held) if not (narrow and n % 2)])
+    scores = np.array([best_dot(query, v) for n, v in enumerate(held) if not (narrow and n % 2)])
     matching = np.sort(scores[~np.isnan(scores)])[::-1]
     assert counted.total == len(matching)
     assert len(ranking.seq_nos) == min(depth, len(matching))
     assert ranking.counted or 1 <= ranking.total <= len(matching)
-    exact = np.array([dot(query, held[seq_no - 1]) for seq_no in ranking.seq_nos.tolist()], np.float32)
+    exact = np.array([best_dot(query, held[seq_no - 1]) for seq_no in ranking.seq_nos.tolist()], np.float32)
     assert np.array_equal(exact, ranking.scores)
     for best, found in zip(matching, ranking.scores, strict=False):
         assert best <= found + ranking.max_error * (1 + 1e-6) + 1e-6 * best

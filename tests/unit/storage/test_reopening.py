@@ -34,13 +34,19 @@ SCHEMA = IndexSchema({"k": FieldSpec(FieldKind.KEYWORD), "v": FieldSpec(FieldKin
 TOKENS = [f"t{number}" for number in range(25)]
 
 
-def operation(chance: random.Random) -> Operation:
+def operation(chance: random.Random, *, chunks: bool = False) -> Operation:
     id_ = str(chance.randrange(400))
     if chance.random() < 0.25:
         return Delete(id_)
     tokens = chance.sample(TOKENS, chance.randint(1, 8))
     vector = sparse_vector(tokens, [chance.choice([0.5, 1.0, 2.0]) for _ in tokens])
-    return Put(Document(id_, b"{}", columns={"k": [chance.choice("xyz")]}, sparse={"v": vector}))
+    columns = {"k": [chance.choice("xyz")]}
+    if chunks and chance.random() < 0.5:
+        count = chance.choice([2, 3, 40])
+        parts = [chance.sample(TOKENS, chance.randint(0, 8)) for _ in range(count)]
+        held = [sparse_vector(part, [chance.uniform(0.1, 3) for _ in part]) for part in parts]
+        return Put(Document(id_, b"{}", columns=columns, chunks={"v": held}))
+    return Put(Document(id_, b"{}", columns=columns, sparse={"v": vector}))
 
 
 def check(chance: random.Random, found: IndexReader, expected: IndexReader) -> None:
@@ -53,6 +59,7 @@ def check(chance: random.Random, found: IndexReader, expected: IndexReader) -> N
         for count in (None, 5):
             ours, theirs = found.rank(leaf, 10, where, count=count), expected.rank(leaf, 10, where)
             assert (ours.seq_nos.tolist(), ours.scores.tolist()) == (theirs.seq_nos.tolist(), theirs.scores.tolist())
+            assert found.score(leaf, theirs.seq_nos).tolist() == theirs.scores.tolist()
             assert ours.total == theirs.total if ours.counted else min(5, theirs.total) <= ours.total <= theirs.total
 
 
@@ -73,6 +80,27 @@ def test_nothing_comes_back_where_merges_begin_beside_a_new_writers_first_commit
         elif how == "restart":
             store.close()
             store = TantivyStore(tmp_path)
+            check(chance, store.open("i").reader(), reference.open("i").reader())
+    store.close()
+
+
+@pytest.mark.parametrize("exact_path", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_chunks_score_to_the_last_bit_as_in_memory(tmp_path: Path, seed: int, exact_path: bool) -> None:
+    chance = random.Random(seed)
+    store, reference = TantivyStore(tmp_path, exact_path=exact_path), MemoryStore()
+    store.create("i", SCHEMA)
+    reference.create("i", SCHEMA)
+    for _ in range(15):
+        operations = [operation(chance, chunks=seed > 0) for _ in range(chance.choice([1, 5, 40, 150]))]
+        store.open("i").write(operations)
+        reference.open("i").write(operations)
+        if chance.random() < 0.3:
+            store.open("i").upkeep(idle=True)
+        check(chance, store.open("i").reader(), reference.open("i").reader())
+        if chance.random() < 0.3:
+            store.close()
+            store = TantivyStore(tmp_path, exact_path=exact_path)
             check(chance, store.open("i").reader(), reference.open("i").reader())
     store.close()
 

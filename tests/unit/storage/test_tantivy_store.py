@@ -58,7 +58,7 @@ def test_a_newer_format_is_refused_by_both_numbers(store: TantivyStore, tmp_path
     file = tmp_path / "i" / "format.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"format_version": 99}))
-    with pytest.raises(StorageFormatError, match=r"99.* 2;"):
+    with pytest.raises(StorageFormatError, match=r"99.* 3;"):
         store.open("i")
 
 

@@ -70,9 +70,12 @@ def folder(tmp_path: Path) -> Path:
 def put(number: int, chance: random.Random) -> Put:
     tokens = chance.sample([f"t{n}" for n in range(40)] + ["odd\n", "a b", "é"], chance.randint(0, 12))
     vectors = {"v": sparse_vector(tokens, [chance.uniform(0.1, 3) for _ in tokens])}
+    chunks = {}
     if number % 3 == 0:
-        vectors["w"] = sparse_vector(["x", f"t{number % 7}"], [1 + number % 5, 2])
-    return Put(Document(str(number), b"{}", sparse=vectors if number % 11 else {}))
+        chunks["w"] = [
+            sparse_vector(["x", f"t{number % (7 + n)}"], [1 + number % (5 + n), 2]) for n in range(number % 4)
+        ]
+    return Put(Document(str(number), b"{}", sparse=vectors if number % 11 else {}, chunks=chunks))
 
 
 def batches(seed: int, rounds: int) -> Iterator[list[Operation]]:

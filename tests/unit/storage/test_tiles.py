@@ -4,63 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from exact_scores import NONE, any_weights, batch, check, plain_weights, vectors, walk
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from termwise.storage.tantivy.compiling import compile_kernel
 from termwise.storage.tantivy.sealing import join, seal
 from termwise.storage.tantivy.tile import restore
-from termwise.storage.tantivy.tiles import TILE, Batch, SparseTiles, Vocabulary, make_tile
-from termwise.storage.types import SMALLEST_WEIGHT, SparseVector, sparse_vector
-
-NONE = np.empty(0, np.int64)
-LARGEST = float(np.finfo(np.float32).max)
-
-plain_weights = st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.5]) | st.floats(0.0078125, 4, width=32)
-any_weights = plain_weights | st.floats(SMALLEST_WEIGHT, 2.0**127, width=32)
-
-
-def vectors(weights: st.SearchStrategy[float]) -> st.SearchStrategy[SparseVector]:
-    return st.dictionaries(st.sampled_from("abcdefgh"), weights, max_size=7).map(
-        lambda held: sparse_vector(list(held), list(held.values()))
-    )
-
-
-def batch(numbers: np.ndarray, held: list[SparseVector]) -> Batch:
-    words = sorted({token for vector in held for token in vector.tokens})
-    places = {word: place for place, word in enumerate(words)}
-    tokens = np.array([places[token] for vector in held for token in vector.tokens], np.int32)
-    weights = np.concatenate([np.empty(0, np.float32), *(vector.weights for vector in held)])
-    return Batch(numbers, np.array([len(vector) for vector in held], np.int64), tokens, weights, words)
-
-
-def walk(held: dict[int, SparseVector], query: SparseVector) -> list[tuple[float, int]]:
-    """Score one by one, in float32 and in the query's order, and sort."""
-    found = []
-    with np.errstate(over="ignore", under="ignore"):
-        for seq_no, vector in held.items():
-            weights = dict(zip(vector.tokens, vector.weights, strict=True))
-            shared = [(w, weights[t]) for t, w in zip(query.tokens, query.weights, strict=True) if t in weights]
-            score = np.float32(0)
-            for factor, weight in shared:
-                score += factor * weight
-            if shared:
-                found.append((-min(float(score), LARGEST), seq_no))
-    return sorted(found)
-
-
-def check(tiles: SparseTiles, query: SparseVector, depth: int, expected: list[tuple[float, int]]) -> None:
-    """Rank with every way to count, narrowed and not; scores are to be equal to the last bit."""
-    even = tiles.permit(np.array(sorted(n for _, n in expected if n % 2 == 0), np.int64))
-    narrowed = [(score, n) for score, n in expected if n % 2 == 0]
-    for permitted, best in ((None, expected), (even, narrowed)):
-        for count in (None, 0, 3, len(best)):
-            seq_nos, scores, total, counted = tiles.rank(query, depth, permitted, count=count)
-            assert list(zip((-scores).tolist(), seq_nos.tolist(), strict=True)) == best[:depth]
-            assert total == len(best) if counted else (count or 0) <= total <= len(best)
-            assert total >= len(seq_nos)
-            assert counted or (count is not None and len(seq_nos) == depth)
-
+from termwise.storage.tantivy.tiles import TILE, SparseTiles, Vocabulary, make_tile
+from termwise.storage.types import SparseVector, sparse_vector
 
 adding = st.lists(vectors(plain_weights), max_size=9)
 removing = st.lists(st.integers(1, 60), max_size=9)
@@ -233,7 +185,7 @@ def test_a_tile_cut_for_another_block_size_is_cut_again(large: tuple[SparseTiles
     tiles, _ = large
     whole = seal([tiles.tiles[0]])
     old = np.zeros((len(whole.cuts), 9), np.uint32)
-    names = ("seq_nos", "starts", "docs", "weights", "maxima", "minima", "rows")
+    names = ("seq_nos", "starts", "docs", "weights", "maxima", "minima", "rows", "gaps")
     arrays = {name: getattr(whole, name) for name in names}
     for array in arrays.values():
         array.flags.writeable = False

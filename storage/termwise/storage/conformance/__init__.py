@@ -13,6 +13,7 @@ A backend whose indices outlive the process also inherits `PersistenceConformanc
 
 from __future__ import annotations
 
+from termwise.storage.conformance.chunks import ChunksConformance
 from termwise.storage.conformance.concurrency import ConcurrencyConformance
 from termwise.storage.conformance.matching import MatchingConformance
 from termwise.storage.conformance.persistence import PersistenceConformance
@@ -28,6 +29,7 @@ class Conformance(
     MatchingConformance,
     LexicalConformance,
     SparseConformance,
+    ChunksConformance,
     ConcurrencyConformance,
 ):
     """Everything that each backend must do."""

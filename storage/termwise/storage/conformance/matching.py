@@ -57,7 +57,8 @@ _documents = st.builds(
     source=st.just(b"{}"),
     texts=st.fixed_dictionaries({}, optional={"title": _texts, "body": _texts}),
     columns=_columns,
-    sparse=st.fixed_dictionaries({}, optional={"vec": _vectors, "other": _vectors}),
+    sparse=st.fixed_dictionaries({}, optional={"vec": _vectors}),
+    chunks=st.fixed_dictionaries({}, optional={"other": st.lists(_vectors, max_size=3)}),
 )
 operations: st.SearchStrategy[list[Operation]] = st.lists(
     st.one_of(st.builds(Put, _documents), st.builds(Put, _documents), st.builds(Delete, st.sampled_from(_KEYS))),

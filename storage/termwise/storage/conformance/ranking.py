@@ -63,7 +63,8 @@ _words = st.lists(st.sampled_from(["salmon", "river", "farm", "farming", "the", 
 _wheres: st.SearchStrategy[Condition | None] = st.none() | conditions
 
 
-def _check_scores(reader: IndexReader, leaf: Leaf, scores: dict[int, float], everyone: list[int]) -> None:
+def check_scores(reader: IndexReader, leaf: Leaf, scores: dict[int, float], everyone: list[int]) -> None:
+    """Check that `score` gives what `rank` does for each of `everyone`, and nothing for who does not match."""
     asked = np.array([*everyone, 10**9], dtype=np.int64)
     given = reader.score(leaf, asked)
     assert given.dtype == np.float32
@@ -101,7 +102,7 @@ class SparseConformance:
         scores = model.dot_products("vec", query)
         check_ranking(reader.rank(leaf, depth), scores, depth, _ROUNDING)
         check_ranking(reader.rank(leaf, depth, count=count), scores, depth, _ROUNDING, count)
-        _check_scores(reader, leaf, scores, list(model.alive()))
+        check_scores(reader, leaf, scores, list(model.alive()))
         assert reader.match(leaf).tolist() == sorted(scores)
         if where is not None:
             matched = set(model.match(where))
@@ -214,7 +215,7 @@ class LexicalConformance:
         scores = model.bm25(leaf)
         check_ranking(reader.rank(leaf, depth), scores, depth, 1e-5)
         check_ranking(reader.rank(leaf, depth, count=3), scores, depth, 1e-5, 3)
-        _check_scores(reader, leaf, scores, list(model.alive()))
+        check_scores(reader, leaf, scores, list(model.alive()))
         english = Terms("lang", ("en",))
         narrowed = {seq_no: score for seq_no, score in scores.items() if seq_no in set(model.match(english))}
         check_ranking(reader.rank(leaf, depth, english), narrowed, depth, 1e-5)

@@ -81,6 +81,11 @@ def put(id_: str, *, title: str | None = None, body: str | None = None, vec: Any
     return Put(Document(id_, b"{}", texts, {name: [value] for name, value in columns.items()}, sparse))
 
 
+def chunked(id_: str, *vectors: Mapping[str, float], lang: str = "en") -> Put:
+    """Write a document whose field `vec` has several vectors, each token and weight."""
+    return Put(Document(id_, b"{}", columns={"lang": [lang]}, chunks={"vec": [vector(each) for each in vectors]}))
+
+
 def written(index: SparseIndex, *operations: Operation) -> list[int]:
     """Write operations that must all work, and give their seq_nos."""
     seq_nos = []
@@ -128,7 +133,7 @@ class Model:
                 return any(_between(condition, value) for value in document.columns.get(condition.field, ()))
             case Exists(name):
                 held = document.texts.get(name) or document.columns.get(name)
-                return bool(held) or name in document.sparse
+                return bool(held) or name in document.vectors()
             case Ids(ids):
                 return document.id in ids
             case Not(inner):
@@ -143,7 +148,8 @@ class Model:
                 found = [word in counts for word in words]
                 return bool(words) and (all(found) if condition.all_words else any(found))
             case _:
-                return bool(set(condition.vector.tokens) & set(document.sparse.get(condition.field, _NO_TOKENS).tokens))
+                held_tokens = {token for each in document.vectors().get(condition.field, ()) for token in each.tokens}
+                return bool(set(condition.vector.tokens) & held_tokens)
 
     def words(self, document: Document, name: str) -> Counter[str]:
         """Count the words of a text field."""
@@ -151,18 +157,19 @@ class Model:
         return Counter(word for text in document.texts.get(name, ()) for word in analyze(analyzer, text))
 
     def dot_products(self, name: str, query: SparseVector) -> dict[int, float]:
-        """Score every document that shares a token, in float64."""
+        """Score every document that shares a token by its best vector, in float64."""
         factors = dict(zip(query.tokens, query.weights.tolist(), strict=True))
-        scores = {}
+        scores: dict[int, float] = {}
         for seq_no, document in self.alive().items():
-            held = document.sparse.get(name, _NO_TOKENS)
-            products = [
-                factors[token] * weight
-                for token, weight in zip(held.tokens, held.weights.tolist(), strict=True)
-                if token in factors
-            ]
-            if products:
-                scores[seq_no] = min(math.fsum(products), float(np.finfo(np.float32).max))
+            for held in document.vectors().get(name, ()):
+                products = [
+                    factors[token] * weight
+                    for token, weight in zip(held.tokens, held.weights.tolist(), strict=True)
+                    if token in factors
+                ]
+                if products:
+                    score = min(math.fsum(products), float(np.finfo(np.float32).max))
+                    scores[seq_no] = max(score, scores.get(seq_no, 0.0))
         return scores
 
     def bm25(self, leaf: Lexical) -> dict[int, float]:
@@ -176,9 +183,6 @@ class Model:
             if found and (not leaf.all_words or len(found) == len(queried)):
                 scores[seq_no] = sum(_bm25_term(word, words, counts.values(), average) for word in found)
         return scores
-
-
-_NO_TOKENS = vector({})
 
 
 def _between(condition: Range, value: Any) -> bool:

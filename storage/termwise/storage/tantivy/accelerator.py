@@ -13,6 +13,7 @@ from tantivy import FieldType, Occur, Query
 from termwise.storage.tantivy.codec import read_vectors
 from termwise.storage.tantivy.layout import TILES_FOLDER, sync_commit
 from termwise.storage.tantivy.loading import Loading
+from termwise.storage.tantivy.rows import rows_needed
 from termwise.storage.tantivy.sealing import seal
 from termwise.storage.tantivy.tile import TILE, Tile, Vocabulary, restore
 from termwise.storage.tantivy.tile_files import (
@@ -48,6 +49,7 @@ _ARRAYS: Final = {
     "minima": "<f4",
     "cuts": "<u4",
     "rows": "|u1",
+    "gaps": "<u4",
 }
 """What a file keeps of a tile, and its types; raise TILE_FORMAT where the meaning changes."""
 
@@ -105,7 +107,8 @@ class Accelerator:
             sealed = max((place for place, tile in enumerate(held.tiles) if tile.sealed), default=-1)
             newest = held.tiles[sealed + 1 :]
             rest = [[tile] for tile in held.tiles if is_unkept(tile)]
-            if _WORTH_A_FILE <= sum(tile.live for tile in newest) <= TILE:
+            live, widest = sum(tile.live for tile in newest), max((tile.widest for tile in newest), default=1)
+            if live >= _WORTH_A_FILE and rows_needed(live, widest) <= TILE:
                 rest.append(list(newest))
             for tiles in rest:
                 if time.monotonic() >= until:
@@ -140,8 +143,8 @@ class Accelerator:
                 loading = Loading(worker, vocabulary)
                 for seq_no, address in field.addresses(first, last):
                     data: Any = field.searcher.doc(address).get_first("vec")
-                    vector = next(vector for number, vector in read_vectors(data) if number == field.place.number)
-                    loading.add(seq_no, vector)
+                    vectors = [vector for number, vector in read_vectors(data) if number == field.place.number]
+                    loading.add(seq_no, vectors)
                 tiles += loading.finish()
         return SparseTiles(vocabulary, tuple(sorted(tiles, key=lambda tile: int(tile.seq_nos[0]))))
 
@@ -154,11 +157,11 @@ class Accelerator:
     def _as_of(self, field: _Field, file: TileFile, tile: Tile) -> Tile:
         """Mark what was deleted since; TileFileError where the index holds documents that the file should."""
         alive = field.count(file.first, file.last)
-        if alive == len(tile):
+        if alive == tile.document_count:
             return tile
         seq_nos = np.array([seq_no for seq_no, _ in field.addresses(file.first, file.last)], np.int64)
         tile = with_dead(tile, seq_nos)
-        if tile.live != alive:
+        if tile.document_count != alive:
             raise TileFileError("it lacks documents")
         return tile
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from termwise.storage.tantivy.codec import ENDING_STARTS, ENDINGS, LEAST_BUCKET, buckets_of, escaped
+from termwise.storage.tantivy.codec import ENDING_STARTS, ENDINGS, FIRST_COUNT, LEAST_BUCKET, buckets_of, escaped
 from termwise.storage.tantivy.text_kernels import TABLE_FULL, VECTOR_BROKEN, distinct, spell
 from termwise.storage.tantivy.tile import Batch
 
@@ -38,9 +38,9 @@ _seed: Final = np.uint64(int.from_bytes(os.urandom(8)))
 class Numbered:
     """Documents' vectors of one field, told apart.
 
-    Document n has `lengths[n]` (int64) postings. Postings stand one
-    document after another: `tokens` (int32) are places among the distinct words, `weights` are float32. Word w is
-    `text[text_starts[w]:text_starts[w + 1]]` in UTF-8 (uint8).
+    Vector n has `lengths[n]` (int64) postings. Postings stand one vector after another: `tokens` (int32) are places
+    among the distinct words, `weights` are float32. Word w is `text[text_starts[w]:text_starts[w + 1]]` in UTF-8
+    (uint8).
     """
 
     lengths: NDArray[np.int64]
@@ -56,7 +56,7 @@ class Numbered:
         return [text[first:last].decode() for first, last in pairwise(self.text_starts.tolist())]
 
     def batch(self, seq_nos: NDArray[np.int64], kept: NDArray[np.bool_]) -> Batch:
-        """Give the vectors of the documents that are `kept`, with their seq_nos."""
+        """Give the vectors that are `kept`, with their documents' seq_nos."""
         if kept.all():
             return Batch(seq_nos, self.lengths, self.tokens, self.weights, self.words)
         postings = np.repeat(kept, self.lengths)
@@ -95,18 +95,45 @@ def numbered(vectors: Sequence[EncodedVector]) -> Numbered:
     return Numbered(lengths, places, weights, known[: starts[count]].copy(), starts[: count + 1].copy())
 
 
-def spelled_terms(prefix: str, batch: Numbered) -> list[str]:
-    """Give each document's terms as one text, with a space behind each: field prefix, escaped token, NUL, bucket."""
+def spelled_terms(prefix: str, batch: Numbered, sizes: NDArray[np.int64]) -> list[str]:
+    """Give each document's terms as one text, with a space behind each: field prefix, escaped token, NUL, ending.
+
+    Document n has the next `sizes[n]` (int64) vectors. Of several, each token has its greatest weight's bucket, which
+    bounds every vector's score, and endings that count those that hold it.
+    """
     known, starts = batch.text, batch.text_starts
     if _NEED_ESCAPES[known].any():
         words = [escaped(word).encode() for word in batch.words]
         known = np.frombuffer(bytearray(b"".join(words)), np.uint8)
         starts = np.concatenate([[0], np.cumsum([len(word) for word in words])])
-    places = buckets_of(batch.weights) - LEAST_BUCKET
+    if len(sizes) == len(batch.lengths):
+        lengths, tokens, places = batch.lengths, batch.tokens, buckets_of(batch.weights) - LEAST_BUCKET
+    else:
+        lengths, tokens, places = _joined(batch, sizes)
     begin = prefix.encode()
-    size = len(begin) * len(places) + int(np.diff(starts)[batch.tokens].sum() + np.diff(ENDING_STARTS)[places].sum())
-    text, ends = np.empty(size, np.uint8), np.empty(len(batch.lengths), np.int64)
+    size = len(begin) * len(places) + int(np.diff(starts)[tokens].sum() + np.diff(ENDING_STARTS)[places].sum())
+    text, ends = np.empty(size, np.uint8), np.empty(len(lengths), np.int64)
     beginning = np.frombuffer(bytearray(begin), np.uint8)
-    spell(beginning, known, starts, ENDINGS, ENDING_STARTS, batch.tokens, places, np.cumsum(batch.lengths), text, ends)
+    spell(beginning, known, starts, ENDINGS, ENDING_STARTS, tokens, places, np.cumsum(lengths), text, ends)
     whole = text.tobytes()
     return [whole[first:last].decode() for first, last in pairwise([0, *ends.tolist()])]
+
+
+def _joined(
+    batch: Numbered, sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+    """Give each document's number of terms, and their words and endings."""
+    owners = np.repeat(np.repeat(np.arange(len(sizes)), sizes), batch.lengths)
+    pairs = owners * len(batch.text_starts) + batch.tokens
+    order = np.argsort(pairs, kind="stable")
+    firsts = np.flatnonzero(np.diff(pairs[order], prepend=-1))
+    more = np.diff(firsts, append=len(pairs)) - 1
+    owners, tokens = owners[order][firsts], batch.tokens[order][firsts]
+    greatest = np.maximum.reduceat(batch.weights[order], firsts) if len(firsts) else batch.weights
+    parts = [(owners, tokens, buckets_of(greatest) - LEAST_BUCKET)]
+    for bit in range(int(more.max(initial=0)).bit_length()):
+        found = np.flatnonzero(more >> bit & 1)
+        parts.append((owners[found], tokens[found], np.full(len(found), FIRST_COUNT + bit)))
+    owners, tokens, places = (np.concatenate(each) for each in zip(*parts, strict=True))
+    order = np.argsort(owners, kind="stable")
+    return np.bincount(owners, minlength=len(sizes)), tokens[order], places[order]

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from termwise.storage.tantivy.compiling import inner, pointer
-from termwise.storage.tantivy.postings import BLOCK, MAXIMA, MINIMA, ROW_TOKENS, ROW_WIDTH, SIZE, STARTS, weight_of
+from termwise.storage.tantivy.postings import (
+    BLOCK,
+    FOLLOWS,
+    MAXIMA,
+    MINIMA,
+    ROW_TOKENS,
+    ROW_WIDTH,
+    SIZE,
+    STARTS,
+    weight_of,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,7 +117,7 @@ def _survey(directory: NDArray[np.int64], homes: NDArray[np.int32], factors: NDA
             if token < 0:
                 continue
             postings = np.int64(starts[token + 1]) - np.int64(starts[token])
-            frequencies[place] += postings
+            frequencies[place] += postings if directory[number, FOLLOWS] == 0 else 0
             covered += postings if token < directory[number, ROW_TOKENS] else 0
             greatest += np.float64(factors[place]) * np.float64(maxima[token])
             extreme |= np.float64(factors[place]) * np.float64(minima[token]) < _LEAST
@@ -133,4 +143,5 @@ reach, where `left` bounds what these tokens can add, with room for the rounding
 
 survey: Any = inner(_survey)
 """Give the greatest document frequency of a query token, the postings that rows stand for, and whether products may be
-so small or sums so large that they do not round by a factor."""
+so small or sums so large that they do not round by a factor. Tiles whose documents have several rows count for no
+document frequency."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from termwise.storage.types import SparseVector
+from termwise.storage.types import MAX_CHUNKS, SparseVector
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,9 +19,16 @@ BUCKETS_PER_OCTAVE: Final = 2.6
 """A term's bucket is floor(2.6 * log2(weight)): weights of a bucket differ by a factor of 1.31 at most."""
 
 LEAST_BUCKET: Final = -330
-_ENDINGS: Final = [f"\0{bucket} ".encode() for bucket in range(LEAST_BUCKET, 334)]
+_BEYOND: Final = 334
+FIRST_COUNT: Final = _BEYOND - LEAST_BUCKET
+"""Where the endings of counts begin in `ENDINGS`, bit by bit (see `count_marks`)."""
+_COUNT_BITS: Final = MAX_CHUNKS.bit_length()
+_ENDINGS: Final = [f"\0{bucket} ".encode() for bucket in range(LEAST_BUCKET, _BEYOND)] + [
+    f"\0+{bit} ".encode() for bit in range(_COUNT_BITS)
+]
 ENDINGS: Final = np.frombuffer(bytearray(b"".join(_ENDINGS)), np.uint8)
-"""How terms end, a space included, one after another for every bucket of a normal float32, 2^-126 to 2^128."""
+"""How terms end, a space included, one after another: for every bucket of a normal float32, 2^-126 to 2^128, and for
+counts."""
 ENDING_STARTS: Final = np.array([*accumulate(map(len, _ENDINGS), initial=0)], np.int64)
 """Where each ending begins in `ENDINGS`, and the last one's end."""
 
@@ -49,10 +56,23 @@ def sparse_terms(prefix: str, vector: SparseVector) -> list[str]:
     return [f"{prefix}{token}\0{bucket}" for token, bucket in zip(vector.tokens, buckets, strict=True)]
 
 
-def parse_term(term: str) -> tuple[str, int]:
-    """Split a term, less its prefix, into token (as it is written) and bucket. Tokens may hold NUL; buckets don't."""
-    token, _, bucket = term.rpartition("\0")
-    return token, int(bucket)
+def parse_term(term: str) -> tuple[str, str]:
+    """Split a term, less its prefix, into token (as it is written) and ending. Tokens may hold NUL; endings don't."""
+    token, _, ending = term.rpartition("\0")
+    return token, ending
+
+
+def count_marks(more: int) -> list[str]:
+    """Write how many vectors of a document hold something beyond the first: an ending for each bit that is set.
+
+    tantivy counts documents by term; so it counts vectors: bit n's documents count 2^n times, and the others once.
+    """
+    return [f"+{bit}" for bit in range(more.bit_length()) if more >> bit & 1]
+
+
+def times_counted(ending: str) -> int:
+    """Give how many vectors a document counts for by a term of this ending, a bucket's or a count's."""
+    return 1 << int(ending) if ending.startswith("+") else 1
 
 
 class EncodedVector(NamedTuple):

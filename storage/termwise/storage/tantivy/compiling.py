@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _OPTIONS: Final = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 
 
-_SOURCES: Final = ("bounds.py", "candidates.py", "compiling.py", "heaps.py", "postings.py")
+_SOURCES: Final = ("bounds.py", "candidates.py", "compiling.py", "folding.py", "heaps.py", "postings.py")
 """Modules whose functions are compiled into others' kernels."""
 
 

@@ -9,7 +9,7 @@ from tantivy import FieldType, Occur, Query
 
 from termwise.storage.analysis import analyze
 from termwise.storage.checks import LARGEST_INTEGER, SMALLEST_INTEGER, Column, condition_values
-from termwise.storage.tantivy.codec import escaped, parse_term
+from termwise.storage.tantivy.codec import escaped, parse_term, times_counted
 from termwise.storage.types import (
     AllOf,
     AnyOf,
@@ -78,13 +78,28 @@ class Conditions:
         prefix = f"{place.prefix}{escaped(token) if self._layout.joined_terms else token}\0"
         found = self._searcher.terms_with_prefix("sparse", prefix)
         rests = ((term, term[len(prefix) :], count) for term, count in found)
-        # A longer token that begins with this one and NUL has NUL in the rest.
-        return [(term, int(rest), count) for term, rest, count in rests if "\0" not in rest]
+        # A longer token that begins with this one and NUL has NUL in the rest; counts of vectors begin with a plus.
+        return [(term, int(rest), count) for term, rest, count in rests if "\0" not in rest and rest[0] != "+"]
+
+    def frequency(self, place: FieldPlace, token: str) -> int:
+        """Count the vectors that hold a token."""
+        written = escaped(token) if self._layout.joined_terms else token
+        return sum(count for found, count in self._counts(f"{place.prefix}{written}\0", place) if found == written)
 
     def all_tokens(self, place: FieldPlace) -> Iterable[tuple[str, int]]:
-        """List every token of a field, as terms write it, with a number of documents; it stands once a bucket."""
-        for term, count in self._searcher.terms_with_prefix("sparse", place.prefix):
-            yield parse_term(term[len(place.prefix) :])[0], count
+        """List every token of a field, as terms write it, with a number of vectors; it stands several times."""
+        return self._counts(place.prefix, place)
+
+    def _counts(self, prefix: str, place: FieldPlace) -> Iterable[tuple[str, int]]:
+        for term, count in self._searcher.terms_with_prefix("sparse", prefix):
+            token, ending = parse_term(term[len(place.prefix) :])
+            yield token, count * times_counted(ending)
+
+    def holders(self, place: FieldPlace) -> list[tuple[Query, int]]:
+        """Give queries that together count a field's vectors, and how many times each document of theirs counts."""
+        number = str(place.number)
+        marks = (term[len(number) :] for term, _ in self._searcher.terms_with_prefix("has", f"{number}+"))
+        return [(self.term("has", f"{number}{mark}"), times_counted(mark)) for mark in ("", *marks)]
 
     def term(self, field: str, value: Column) -> Query:
         """Make a query for one exact value of tantivy's field."""

@@ -17,6 +17,7 @@ import tantivy
 from termwise.storage.checks import refusal
 from termwise.storage.errors import StorageError, StorageFullError, StorageLockedError
 from termwise.storage.tantivy.accelerator import Accelerator, is_unkept, tiles_size
+from termwise.storage.tantivy.codec import count_marks
 from termwise.storage.tantivy.layout import (
     commit_stamp,
     has_room,
@@ -323,8 +324,10 @@ class TantivyIndex:
             if values:
                 content[places[name].column] = list(values)
                 has.append(str(places[name].number))
-        if document.sparse:
-            has += [str(places[name].number) for name in document.sparse]
+        if place in prepared.sparse:
+            for name, held in document.vectors().items():
+                number = str(places[name].number)
+                has += [number, *(f"{number}{mark}" for mark in count_marks(len(held) - 1))]
             content["sparse"], content["vec"] = prepared.sparse[place]
         content["has"] = has
         return tantivy.Document.from_dict(content, self._index.schema)

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Raised with every change that older code cannot read.
 
-1: a document's sparse terms are single values. 2: they are one text, cut apart at white space. Both are read and
-written; new indices are of version 2.
+1: a document's sparse terms are single values. 2: they are one text, cut apart at white space. 3: a document may have
+several vectors in a field. All are read and written; new indices are of version 3.
 """
 
 _FORMAT_FILE: Final = "format.json"
@@ -78,6 +78,11 @@ class Layout:
     def joined_terms(self) -> bool:
         """Whether a document's sparse terms are one text."""
         return self.version > 1
+
+    @property
+    def keeps_chunks(self) -> bool:
+        """Whether a document may have several vectors in a field."""
+        return self.version > 2  # noqa: PLR2004 - see FORMAT_VERSION
 
     @classmethod
     def new(cls, schema: IndexSchema) -> Layout:

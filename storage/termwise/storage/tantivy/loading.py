@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from termwise.storage.tantivy.batches import numbered
+from termwise.storage.tantivy.rows import rows_needed
 from termwise.storage.tantivy.sealing import join
 from termwise.storage.tantivy.tile import TILE, Tile, Vocabulary, make_tile
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from termwise.storage.tantivy.codec import EncodedVector
 
 _CHUNK: Final = 16_384
-"""Documents whose tokens are told apart at a time; TILE is a multiple."""
+"""Vectors whose tokens are told apart at a time; TILE is a multiple. More than a document may have."""
 
 
 class Loading:
@@ -34,12 +35,12 @@ class Loading:
         self._parts: list[Tile] = []
         self._tiles: list[Tile] = []
 
-    def add(self, seq_no: int, vector: EncodedVector) -> None:
-        """Take a document's vector."""
-        self._seq_nos.append(seq_no)
-        self._waiting.append(vector)
-        if len(self._waiting) == _CHUNK:
+    def add(self, seq_no: int, vectors: Sequence[EncodedVector]) -> None:
+        """Take a document's vectors."""
+        if len(self._waiting) + len(vectors) > _CHUNK:
             self._hand_over()
+        self._seq_nos += [seq_no] * len(vectors)
+        self._waiting += vectors
 
     def finish(self) -> list[Tile]:
         """Give the tiles of all that was taken, full ones but the last."""
@@ -48,6 +49,15 @@ class Loading:
         if self._parts:
             self._tiles.append(join(self._parts))
         return self._tiles
+
+    def _take(self, seq_nos: Sequence[int], vectors: Sequence[EncodedVector]) -> None:
+        kept = np.ones(len(seq_nos), np.bool_)
+        part = make_tile(numbered(vectors).batch(np.array(seq_nos, np.int64), kept), self._vocabulary)
+        together = [*self._parts, part]
+        if rows_needed(sum(tile.live for tile in together), max(tile.widest for tile in together)) > TILE:
+            self._tiles.append(join(self._parts))
+            together = [part]
+        self._parts = together
 
     def _hand_over(self) -> None:
         self._join()
@@ -58,11 +68,3 @@ class Loading:
     def _join(self) -> None:
         if self._working is not None:
             self._working.result()
-
-    def _take(self, seq_nos: Sequence[int], vectors: Sequence[EncodedVector]) -> None:
-        kept = np.ones(len(seq_nos), np.bool_)
-        batch = numbered(vectors).batch(np.array(seq_nos, np.int64), kept)
-        self._parts.append(make_tile(batch, self._vocabulary))
-        if sum(map(len, self._parts)) == TILE:
-            self._tiles.append(join(self._parts))
-            self._parts = []

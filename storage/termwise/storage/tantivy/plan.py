@@ -7,7 +7,9 @@ among the best: the answer is exact, whatever that takes.
 With a budget of postings, the (token, bucket) pairs that can contribute most are taken as far as it goes. Scores are
 exact still, but a document may be missing: none whose score is more than `Ranking.max_error` above the one that is
 given in its place. What a document gets from pairs that were left out is at most the sum, over tokens, of the largest
-of them: a document has one weight a token.
+of them: a document has one pair a token.
+
+A document of several vectors has the pairs of its greatest weights, which bound what each of them scores.
 """
 
 from __future__ import annotations
@@ -55,6 +57,12 @@ def dot(query: SparseVector, document: SparseVector) -> np.float32:
         return min(np.cumsum(factors * values, dtype=np.float32)[-1], np.finfo(np.float32).max)
 
 
+def best_dot(query: SparseVector, vectors: Sequence[SparseVector]) -> np.float32:
+    """Score a document by the best of its vectors; NaN where none matches."""
+    scores = [dot(query, vector) for vector in vectors]
+    return max((score for score in scores if not np.isnan(score)), default=np.float32(np.nan))
+
+
 def rank_sparse(
     reader: TantivyReader,
     conditions: Conditions,
@@ -93,8 +101,7 @@ def rank_sparse(
     while True:
         hits, total = reader.hits(query, limit, count=True)
         for _, address in hits[len(exact) :]:
-            held = reader.vector(address, place.number)
-            exact.append(np.float32(np.nan) if held is None else dot(vector, held))
+            exact.append(best_dot(vector, reader.vectors(address, place.number)))
         scores = np.array(exact, dtype=np.float32)
         if len(hits) >= total:
             break

@@ -21,9 +21,10 @@ _MASK: Final = np.uint16(BLOCK - 1)
 _NARROW: Final = 256
 """Postings that are compared with all at once, rather than halved further."""
 
-# Columns of the directory, which has a line a tile: sizes, then addresses of the tile's arrays.
+# Columns of the directory, which has a line a tile: sizes, then addresses of the tile's arrays. FOLLOWS is 0 where each
+# document has one row.
 SIZE, LIVE, TOKENS, CUT_TOKENS, CUT_WIDTH, ROW_TOKENS, ROW_WIDTH = range(7)
-SEQ_NOS, ALIVE, SORTED, ORDER, STARTS, DOCS, WEIGHTS, MAXIMA, MINIMA, CUTS, ROWS = range(7, 18)
+SEQ_NOS, ALIVE, SORTED, ORDER, STARTS, DOCS, WEIGHTS, MAXIMA, MINIMA, CUTS, ROWS, FOLLOWS = range(7, 19)
 
 
 def _open(entry: NDArray[np.int64]) -> Any:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FieldBatch:
-    """The vectors of one sparse field: `operations` (int64, ascending) says which operation brings each."""
+    """The vectors of one sparse field: `operations` (int64, ascending, once a vector) says which brings each."""
 
     operations: NDArray[np.int64]
     vectors: Numbered
@@ -50,23 +50,29 @@ def prepare(layout: Layout, documents: Sequence[tuple[int, Document]]) -> Prepar
 
     """
     columns = {place: check_document(layout.schema, document, vectors=False) for place, document in documents}
+    brought = {place: document.vectors() for place, document in documents if document.sparse or document.chunks}
+    if not layout.keeps_chunks:
+        _refuse_chunks(layout, documents)
     fields: dict[str, FieldBatch] = {}
-    terms: dict[int, list[str]] = {place: [] for place, document in documents if document.sparse}
+    terms: dict[int, list[str]] = {place: [] for place in brought}
     encoded: dict[int, list[tuple[int, EncodedVector]]] = {place: [] for place in terms}
     try:
         for field in layout.sparse_places():
             name, number = field.name, field.number
-            held = [(place, document.sparse[name]) for place, document in documents if name in document.sparse]
+            held = [(place, vector) for place, each in brought.items() for vector in each.get(name, ())]
             vectors = [_encoded(vector) for _, vector in held]
             batch = _checked(numbered(vectors))
+            operations = np.array([place for place, _ in held], np.int64)
+            holders, sizes = np.unique(operations, return_counts=True)
             if layout.joined_terms:
-                texts = [[text] for text in spelled_terms(field.prefix, batch)]
+                texts = [[text] for text in spelled_terms(field.prefix, batch, sizes)]
             else:
                 texts = [sparse_terms(field.prefix, vector) for _, vector in held]
-            for (place, _), vector, text in zip(held, vectors, texts, strict=True):
+            for place, text in zip(holders.tolist(), texts, strict=True):
                 terms[place] += text
+            for (place, _), vector in zip(held, vectors, strict=True):
                 encoded[place].append((number, vector))
-            fields[name] = FieldBatch(np.array([place for place, _ in held], np.int64), batch)
+            fields[name] = FieldBatch(operations, batch)
     except (BrokenVectorError, UnicodeEncodeError) as error:
         for _, document in documents:
             check_document(layout.schema, document)  # says what is wrong
@@ -74,6 +80,16 @@ def prepare(layout: Layout, documents: Sequence[tuple[int, Document]]) -> Prepar
     if layout.joined_terms:
         terms = {place: ["".join(texts)] for place, texts in terms.items()}
     return Prepared(columns, {place: (terms[place], encode_vectors(encoded[place])) for place in terms}, fields)
+
+
+def _refuse_chunks(layout: Layout, documents: Sequence[tuple[int, Document]]) -> None:
+    for _, document in documents:
+        for name, held in document.chunks.items():
+            if len(held) > 1:
+                raise InvalidDocumentError(
+                    f'Document "{document.id}": field "{name}" has several vectors, and an index of format version '
+                    f"{layout.version} keeps one; make the index anew."
+                )
 
 
 def _encoded(vector: SparseVector) -> EncodedVector:

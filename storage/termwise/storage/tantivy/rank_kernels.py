@@ -10,6 +10,9 @@ Once the k-th best is known to score T, tiles whose greatest possible score is b
 added where the sums so far cannot reach T with them. Where matches are to be counted, nothing is skipped until there
 are enough of them.
 
+In a tile whose documents have several rows, the sums of a block become those of documents before they are compared
+(see `folding`).
+
 Queries whose products leave the range in which float32 rounds by a factor, and rankings so deep that scoring the
 candidates would take longer, go the plain way: exact postings alone, added up in the query's order.
 """
@@ -34,6 +37,7 @@ from termwise.storage.tantivy.candidates import (
     COUNTED,
     FOUND,
     SKIPPED,
+    bits_of,
     collect,
     floor_of,
     gather,
@@ -41,16 +45,17 @@ from termwise.storage.tantivy.candidates import (
     select,
 )
 from termwise.storage.tantivy.compiling import compile_kernel, inner, pointer
+from termwise.storage.tantivy.folding import best_dot, complete, fold, look_up_all
 from termwise.storage.tantivy.heaps import LARGEST, drain, key, offer
 from termwise.storage.tantivy.postings import (
     ALIVE,
     BLOCK,
+    FOLLOWS,
     LIVE,
     SEQ_NOS,
     SIZE,
     STARTS,
     add_postings,
-    dot,
     locate,
     open_tile,
     permits_of,
@@ -64,6 +69,9 @@ _LOOK_UP: Final = 200
 
 _EXACT_WEIGHT: Final = 45
 """The same for a weight of a document whose neighbourhood has just been read."""
+
+_NO_MATCH: Final = np.int32(-(2**31))
+"""The bits of -0.0."""
 
 _SPARE: Final = 4096
 """Room for candidates beyond twice the depth."""
@@ -79,6 +87,32 @@ def _add_block(tile: Any, query: Any, first: int, count: int, block: int, scores
 
 
 add_block: Any = inner(_add_block)
+
+
+def _add_documents(  # noqa: PLR0913 - as _search_tile
+    entry: NDArray[np.int64],
+    tile: Any,
+    query: Any,
+    sizes: Any,
+    enough: Any,
+    block: int,
+    permitted: NDArray[np.uint8],
+    scores: NDArray[np.float32],
+    room: NDArray[np.float32],
+) -> None:
+    """Add up a block whose documents have several rows. Whoever cannot reach `enough` may get less."""
+    rows, tokens, few, by_rows, greatest = sizes
+    if few:
+        look_up_all(tile, query, tokens, greatest, enough, block * BLOCK, permitted, scores)
+    else:
+        add_block(tile, query, rows, tokens, block, scores)
+        if rows > 0:
+            poor = bits_of(max(enough - by_rows, np.float32(0)), room)
+            complete(tile, query, rows, poor, block * BLOCK, scores)
+    fold(entry, block * BLOCK, np.int32(0), scores.view(np.int32))
+
+
+add_documents: Any = inner(_add_documents)
 
 
 def _search_tile(  # noqa: PLR0913 - arrays are all that a kernel can take
@@ -100,7 +134,8 @@ def _search_tile(  # noqa: PLR0913 - arrays are all that a kernel can take
         return True
     excess = by_rows / LEVELS * np.float32(1.001)
     slack = np.float32(1) + np.float32(len(factors) + 4) * np.float32(2.4e-7)
-    plan = (rows, by_rows, excess, slack, len(filled) > 0)
+    several = entry[FOLLOWS] != 0
+    plan = (np.int64(0) if several else rows, by_rows, excess, slack, len(filled) > 0)
     for block in range((entry[SIZE] + BLOCK - 1) // BLOCK):
         first, last = block * BLOCK, min(entry[SIZE], (block + 1) * BLOCK)
         permits = np.int64(filled[block]) if len(filled) else last - first
@@ -111,12 +146,18 @@ def _search_tile(  # noqa: PLR0913 - arrays are all that a kernel can take
         state[SKIPPED] |= not counting
         if not counting and greatest < floor:
             continue
-        if permits * tokens * _LOOK_UP < work:
+        few = permits * tokens * _LOOK_UP < work
+        scores = buffer[: last - first]
+        if several:
+            sizes = (rows, tokens, few, by_rows, greatest * slack)
+            enough = np.float32(0) if counting else floor
+            add_documents(entry, tile, query, sizes, enough, block, allowed[first:last], scores, found[4])
+        elif few:
             if not gather(tile, query, plan, tokens, greatest, base, first, allowed[first:last], counting, found):
                 return False
             continue
-        scores = buffer[: last - first]
-        add_block(tile, query, rows, tokens, block, scores)
+        else:
+            add_block(tile, query, rows, tokens, block, scores)
         if not collect(tile, query, plan, base, first, allowed[first:last], counting, scores, found):
             return False
     return True
@@ -168,7 +209,7 @@ def _score_candidates(
             base += directory[tile, SIZE]
             tile += 1
             opened = open_tile(directory[tile])
-        score = dot(opened, homes[tile], factors, numbers[at] - base)
+        score = best_dot(directory[tile], opened, homes[tile], factors, numbers[at] - base)
         size = offer(keys, size, key(score, numbers[at], room))
     return size
 
@@ -198,6 +239,8 @@ def _search_plainly(
             for place in range(len(factors)):
                 if homes[number, place] >= 0:
                     add_postings(tile, homes[number, place], factors[place], first // BLOCK, cursors, place, scores)
+            if entry[FOLLOWS] != 0:
+                fold(entry, first, _NO_MATCH, scores.view(np.int32))
             count, size = select(scores, allowed[first : first + len(scores)], base + first, keys, size, room)
             total += count
         base += entry[SIZE]
@@ -275,8 +318,10 @@ def _score(
                 half = left >> 1
                 first = first + half if seq_nos[first + half] <= wanted[at] else first
                 left -= half
+            while first > 0 and seq_nos[first - 1] == wanted[at]:  # to the document's first row
+                first -= 1
             if seq_nos[first] == wanted[at] and pointer(entry[ALIVE], np.uint8)[first]:
-                score = dot(open_tile(entry), homes[number], factors, first)
+                score = best_dot(entry, open_tile(entry), homes[number], factors, first)
                 if score >= 0:
                     scores[at] = min(score, LARGEST)
 
@@ -286,10 +331,10 @@ rank: Final = compile_kernel(
 )
 """Rank documents; give how many were found, how many match, and whether that is their true number.
 
-`directory` has a line a tile (see `postings` for its columns). `permitted` are addresses of bytes by document, 1 where
-it may be found, and `filled` counts them by block, tile after tile; without a filter both are empty. `numbers` and
-`factors` are the query's tokens and weights in its order. Matches are counted as far as `count`. The best come into
-`seq_nos` and `scores`, as many as there is room for; there must be a tile and room for one.
+`directory` has a line a tile (see `postings` for its columns). `permitted` are addresses of bytes by row, 1 where its
+document may be found, and `filled` counts them by block, tile after tile; without a filter both are empty.
+`numbers` and `factors` are the query's tokens and weights in its order. Matches are counted as far as `count`. The best
+come into `seq_nos` and `scores`, as many as there is room for; there must be a tile and room for one.
 """
 
 score: Final = compile_kernel(

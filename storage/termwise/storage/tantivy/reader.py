@@ -13,7 +13,7 @@ from termwise.storage.checks import check_condition, check_depth, field_of
 from termwise.storage.tantivy.codec import decode_vectors
 from termwise.storage.tantivy.conditions import Conditions
 from termwise.storage.tantivy.layout import folder_size
-from termwise.storage.tantivy.plan import dot, postings_budget, rank_sparse
+from termwise.storage.tantivy.plan import best_dot, postings_budget, rank_sparse
 from termwise.storage.types import (
     Condition,
     Everything,
@@ -139,7 +139,7 @@ class TantivyReader:
         tiles = self._tiles(field)
         place = self._layout.places[field]
         if tiles is None:
-            counts = [sum(count for _, _, count in self._conditions.buckets(place, token)) for token in tokens]
+            counts = [self._conditions.frequency(place, token) for token in tokens]
         else:
             known = tiles.frequencies
             numbers = (tiles.vocabulary.get(token, len(known)) for token in tokens)
@@ -165,10 +165,10 @@ class TantivyReader:
         """Read the seq_nos of documents."""
         return np.array(self._seq_nos(addresses), dtype=np.int64)
 
-    def vector(self, address: DocAddress, number: int) -> SparseVector | None:
-        """Read a document's vector of the field of that number."""
+    def vectors(self, address: DocAddress, number: int) -> list[SparseVector]:
+        """Read a document's vectors of the field of that number."""
         data = self.searcher.doc(address).get_first("vec")
-        return next((vector for place, vector in decode_vectors(data or b"") if place == number), None)
+        return [vector for place, vector in decode_vectors(data or b"") if place == number]
 
     def with_condition(self, query: Query, where: Condition | None) -> Query:
         """Narrow a scoring query down to the documents that match `where`."""
@@ -199,16 +199,18 @@ class TantivyReader:
         sparse: Collection[str] | None = None,
     ) -> StoredDocument:
         document: Document = self.searcher.doc(address)
-        vectors = {}
+        vectors: dict[str, list[SparseVector]] = {}
         if sparse is None or sparse:
             names = {place.number: place.name for place in self._layout.sparse_places()}
-            held = decode_vectors(document.get_first("vec") or b"")
-            vectors = {names[number]: vector for number, vector in held if sparse is None or names[number] in sparse}
+            for number, vector in decode_vectors(document.get_first("vec") or b""):
+                if sparse is None or names[number] in sparse:
+                    vectors.setdefault(names[number], []).append(vector)
         return StoredDocument(
             str(document.get_first("key")),
             self._seq_nos([address])[0] if seq_no is None else seq_no,
             bytes(document.get_first("source") or b"") if source else b"",
-            vectors,
+            {name: held[0] for name, held in vectors.items() if len(held) == 1},
+            {name: tuple(held) for name, held in vectors.items() if len(held) > 1},
         )
 
     def _match(self, where: Condition) -> NDArray[np.int64]:
@@ -253,9 +255,8 @@ class TantivyReader:
         result = np.full(len(seq_nos), np.nan, np.float32)
         for place, seq_no in enumerate(seq_nos.tolist()):
             address = self._address("seq_no", seq_no)
-            vector = None if address is None else self.vector(address, number)
-            if vector is not None:
-                result[place] = dot(leaf.vector, vector)
+            if address is not None:
+                result[place] = best_dot(leaf.vector, self.vectors(address, number))
         return result
 
     def _sparse_statistics(self, field: str) -> SparseFieldStatistics:
@@ -266,10 +267,10 @@ class TantivyReader:
         tiles = self._tiles(field)
         if tiles is not None:
             known = tiles.frequencies
-            return SparseFieldStatistics(tiles.document_count, int(np.count_nonzero(known)), int(known.sum()))
+            return SparseFieldStatistics(tiles.vector_count, int(np.count_nonzero(known)), int(known.sum()))
         place = self._layout.places[field]
         counts = list(self._conditions.all_tokens(place))
-        _, holding = self.hits(self._conditions.term("has", str(place.number)), 1, count=True)
+        holding = sum(times * self.hits(query, 1, count=True)[1] for query, times in self._conditions.holders(place))
         return SparseFieldStatistics(holding, len({token for token, _ in counts}), sum(count for _, count in counts))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from termwise.storage.tantivy.build_kernels import append, count_live
+from termwise.storage.tantivy.rows import lay_out
 from termwise.storage.tantivy.tile import Tile, by_frequency, indexed, unsealed
 
 if TYPE_CHECKING:
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
 
 def join(tiles: Sequence[Tile]) -> Tile:
-    """Make one unsealed tile of neighbours, without their dead documents; at most 65,536 may be alive."""
+    """Make one unsealed tile of neighbours, without their dead documents; what is alive has to fit into one."""
+    rows = lay_out(np.concatenate([tile.seq_nos[tile.alive == 1] for tile in tiles]))
     base, moved = 0, []
     for tile in tiles:
-        moved.append(np.where(tile.alive, np.cumsum(tile.alive, dtype=np.int32) - 1 + base, -1).astype(np.int32))
+        moved.append(np.full(len(tile), -1, np.int32))
+        moved[-1][tile.alive == 1] = rows.places[base : base + tile.live]
         base += tile.live
     numbers, homes = np.unique(np.concatenate([tile.tokens for tile in tiles]), return_inverse=True)
     counts = np.zeros(len(numbers), np.int64)
@@ -33,11 +36,10 @@ def join(tiles: Sequence[Tile]) -> Tile:
     docs, weights = np.empty(int(starts[-1]), np.uint16), np.empty(int(starts[-1]), np.float32)
     for tile, places, home in zip(tiles, moved, by_tile, strict=True):
         append(tile.starts, tile.docs, tile.weights, places, home, places_out, docs, weights)
-    seq_nos = np.concatenate([tile.seq_nos[tile.alive == 1] for tile in tiles])
-    return unsealed(seq_nos, numbers[kept], starts.astype(np.uint32), docs, weights)
+    return unsealed(rows, numbers[kept], starts.astype(np.uint32), docs, weights)
 
 
 def seal(tiles: Sequence[Tile]) -> Tile:
-    """Make one sealed tile of neighbours, without their dead documents; at most 65,536 may be alive."""
-    tile = tiles[0] if len(tiles) == 1 and tiles[0].live == len(tiles[0]) else join(tiles)
+    """Make one sealed tile of neighbours, without their dead documents; what is alive has to fit into one."""
+    tile = tiles[0] if len(tiles) == 1 and not tiles[0].dead else join(tiles)
     return replace(tile, sealed=True, **indexed(tile.starts, tile.docs, tile.weights, tile.maxima, len(tile)))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-TILE_FORMAT: Final = 2
+TILE_FORMAT: Final = 3
 """Raised with every change of a tile's arrays or of what they mean: files of another version are built anew."""
 
 _MAGIC: Final = b"TWTILE\r\n"

@@ -17,6 +17,7 @@ import numpy as np
 
 from termwise.storage.tantivy.postings import BLOCK
 from termwise.storage.tantivy.rank_kernels import rank, score
+from termwise.storage.tantivy.rows import rows_needed
 from termwise.storage.tantivy.sealing import join
 from termwise.storage.tantivy.tile import TILE, Batch, Tile, Vocabulary, make_tile
 
@@ -34,7 +35,7 @@ _ALL: Final = np.iinfo(np.int64).max
 
 @dataclass(frozen=True, eq=False)
 class Permitted:
-    """The documents that a filter leaves, by tile: 1 or 0 (uint8) by document, and how many (int32) by block."""
+    """The documents that a filter leaves, by tile: 1 or 0 (uint8) by row, and how many rows (int32) by block."""
 
     masks: Sequence[NDArray[np.uint8]]
     filled: NDArray[np.int32]
@@ -67,8 +68,8 @@ class SparseTiles:
         for place, tile in enumerate(tiles):
             if not tile.sealed and 2 * tile.live < len(tile):
                 tiles[place] = join([tile])
-        for first in range(0, len(batch), TILE):
-            tiles.append(make_tile(batch.part(first, first + TILE), self.vocabulary))
+        for part in batch.parts(TILE):
+            tiles.append(make_tile(part, self.vocabulary))
             while len(tiles) > 1 and _belong(tiles[-2], tiles[-1]):
                 last = tiles.pop()
                 tiles[-1] = join([tiles[-1], last])
@@ -77,11 +78,16 @@ class SparseTiles:
     @property
     def document_count(self) -> int:
         """Count the documents that hold the field."""
+        return sum(tile.document_count for tile in self.tiles)
+
+    @property
+    def vector_count(self) -> int:
+        """Count the documents' vectors."""
         return sum(tile.live for tile in self.tiles)
 
     @cached_property
     def frequencies(self) -> NDArray[np.int64]:
-        """Count documents by token number; deleted ones count until they are joined away."""
+        """Count vectors by token number; those of deleted documents count until they are joined away."""
         counts = np.zeros(len(self.vocabulary), np.int64)
         for tile in self.tiles:
             counts[tile.tokens] += np.diff(tile.starts)
@@ -129,9 +135,8 @@ class SparseTiles:
         masks, filled = [], [np.empty(0, np.int32)]
         for tile in self.tiles:
             first, last = np.searchsorted(seq_nos, tile.seq_nos[[0, -1]] + (0, 1))
-            places, found = tile.find(seq_nos[first:last])
             mask = np.zeros(len(tile), np.uint8)
-            mask[places[found]] = 1
+            mask[tile.find(seq_nos[first:last])] = 1
             masks.append(mask)
             filled.append(np.add.reduceat(mask, np.arange(0, len(tile), BLOCK), dtype=np.int32))
         addresses = np.array([mask.__array_interface__["data"][0] for mask in masks], np.int64)
@@ -144,4 +149,6 @@ class SparseTiles:
 
 def _belong(first: Tile, second: Tile) -> bool:
     """Tell whether neighbours are to be joined."""
-    return not (first.sealed or second.sealed) and first.live <= second.live and first.live + second.live <= TILE
+    if first.sealed or second.sealed or first.live > second.live:
+        return False
+    return rows_needed(first.live + second.live, max(first.widest, second.widest)) <= TILE

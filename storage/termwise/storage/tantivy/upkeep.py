@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from termwise.storage.tantivy.rows import rows_needed
 from termwise.storage.tantivy.tile import TILE
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def tiles_to_seal(tiles: Sequence[Tile], *, idle: bool = False) -> slice | None:
     while place < len(tiles):
         end, live = _run(tiles, place)
         if tiles[place].sealed:
-            dead = len(tiles[place]) - tiles[place].live
+            dead = tiles[place].dead
             if end > place + 1:
                 return slice(place, end)
             if (_MOST_DEAD_IDLE if idle else _MOST_DEAD) * dead >= len(tiles[place]):
@@ -48,8 +49,11 @@ def tiles_to_seal(tiles: Sequence[Tile], *, idle: bool = False) -> slice | None:
 
 def _run(tiles: Sequence[Tile], first: int) -> tuple[int, int]:
     """Give the end of the longest run of tiles, all sealed or none, that fit into one; and how many are alive there."""
-    end, live = first + 1, tiles[first].live
-    while end < len(tiles) and tiles[end].sealed == tiles[first].sealed and live + tiles[end].live <= TILE:
+    end, live, widest = first + 1, tiles[first].live, tiles[first].widest
+    while end < len(tiles) and tiles[end].sealed == tiles[first].sealed:
+        widest = max(widest, tiles[end].widest)
+        if rows_needed(live + tiles[end].live, widest) > TILE:
+            break
         live += tiles[end].live
         end += 1
     return end, live
@@ -78,7 +82,7 @@ def swapped(tiles: Sequence[Tile], old: Sequence[Tile], new: Tile) -> list[Tile]
     if not found:
         return None
     dead = [
-        tile.seq_nos if place is None else tiles[place].seq_nos[tiles[place].alive == 0]
+        tile.seq_nos if place is None else tiles[place].documents(alive=False)
         for tile, place in zip(old, places, strict=True)
     ]
     fresh = new.without(np.concatenate(dead))
@@ -87,4 +91,4 @@ def swapped(tiles: Sequence[Tile], old: Sequence[Tile], new: Tile) -> list[Tile]
 
 def with_dead(tile: Tile, alive: NDArray[np.int64]) -> Tile:
     """Mark every document as dead that is not among `alive` (ascending seq_nos)."""
-    return tile.without(np.setdiff1d(tile.seq_nos, alive, assume_unique=True))
+    return tile.without(np.setdiff1d(tile.seq_nos, alive))
