@@ -92,7 +92,7 @@ lock: .venv/.dev ## Pin what .venv holds
 
 # --- measuring it
 
-bench: .venv/.bench ## Every benchmark, an hour at the most; writes docs/performance.md and docs/scaling.md
+bench: .venv/.bench ## Every benchmark, 75 minutes at the most; writes docs/performance.md and docs/scaling.md
 	@$(BENCH)/report.py $(ARGS)
 
 bench-report: .venv/.bench ## Those pages again, from the figures that are kept

@@ -10,6 +10,9 @@
 - `search`: a search by text (a real title) for ten hits and their bodies among 100,000 passages, as its caller sees it.
   `search-encode` and `search-retrieve` are the parts that the answer tells; `search-rest` is what is left of each call:
   queue of the call, conversion, bodies, gRPC, and the caller's own share. Its bar is 1.5 ms for the median.
+- `search-awake` and so on: the same while a loop of the lowest priority, which gives way to everything, keeps each
+  processor awake. A lone caller leaves the processors idle between the steps of a call, and a virtual machine's host
+  then takes them away: waking up adds as much as the service's own work, and does not where there are more callers.
 - `16-callers-text`, `16-callers-weights`: searches a second of 16 concurrent callers and how many times that of one
   caller it is. The callers are one process with an event loop, which takes its part of the processors; "weights" sends
   expansions instead of texts. The bar is 1.7 times, for texts.
@@ -133,8 +136,9 @@ def search(
 ) -> list[dict[str, Any]]:
     """Measure searches, one by one and by many callers, for texts and their expansions."""
     titles = list(queries)
-    times = searches.one_by_one(channel, titles, arguments.calls)
-    rows = [row(cell, values, REST_BAR_MS if cell == "search-rest" else None) for cell, values in times.items()]
+    rows = one_by_one(channel, titles, arguments.calls, "")
+    with awake():
+        rows += one_by_one(channel, titles, arguments.calls, "-awake")
     given = [searches.by_weights(vector) for vector in queries.values()]
     for cell, requests, bar in (
         ("16-callers-text", [searches.by_text(title) for title in titles], RATIO_BAR),
@@ -143,6 +147,28 @@ def search(
         seconds, rounds = (2.0, 1) if arguments.quick else (4.0, 3)
         rows.append(ratio_row(cell, *searches.ratio(address, requests, seconds, rounds, place), bar))
     return rows
+
+
+def one_by_one(channel: grpc.Channel, titles: list[str], calls: int, suffix: str) -> list[dict[str, Any]]:
+    """Search by one text after the other."""
+    times = searches.one_by_one(channel, titles, calls)
+    return [
+        row(f"{cell}{suffix}", values, REST_BAR_MS if cell == "search-rest" else None) for cell, values in times.items()
+    ]
+
+
+@contextmanager
+def awake() -> Iterator[None]:
+    """Keep all processors from sleeping for as long as the block lasts; on Linux."""
+    code = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); print(flush=True)\nwhile 1: pass"
+    with ExitStack() as stack:
+        for processor in os.sched_getaffinity(0) if hasattr(os, "SCHED_IDLE") else ():
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE))
+            stack.callback(process.kill)
+            os.sched_setaffinity(process.pid, {processor})
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield
 
 
 def ratio_row(cell: str, one: float, many: float, bar: float | None = None) -> dict[str, Any]:

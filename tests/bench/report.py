@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="sections, or beginnings of their names, separated by commas")
     parser.add_argument("--quick", action="store_true", help="small: a trial of the benchmarks, not of the machine")
     parser.add_argument(
-        "--minutes", type=float, default=60, help="most minutes in all; what is left over is not measured"
+        "--minutes", type=float, default=75, help="most minutes in all; what is left over is not measured"
     )
     parser.add_argument("--render", action="store_true", help="measure nothing")
     parser.add_argument("--out", type=Path, help="folder of the pages; docs, or build/bench with --quick")

@@ -71,19 +71,19 @@ def versions() -> dict[str, str]:
 
 
 def own_version() -> str:
-    """Give the version of Termwise, with the commit where there is one."""
+    """Give the version of Termwise, with the commit where there is one; "dirty" where more than docs/ was changed."""
     try:
         named = version("termwise")
     except PackageNotFoundError:
         named = "0"
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude", "*"],  # noqa: S607 - whatever git there is
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    return f"{named}+{done.stdout.strip()}" if done.returncode == 0 else named
+    commit = _git("rev-parse", "--short=10", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
+    return f"{named}+{commit}{'-dirty' if changed else ''}" if commit else named
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False, cwd=ROOT)  # noqa: S607 - any git
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _read(path: str) -> str:

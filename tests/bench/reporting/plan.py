@@ -28,7 +28,7 @@ def plan(*, quick: bool) -> list[Part]:
     """Give all sections in the page's order."""
     sizes = (10_000,) if quick else (10_000, 100_000, 1_000_000)
     found = [
-        _script("encode", 480, "encode", "--seconds", "4", quick=quick),
+        _script("encode", 900, "encode", "--seconds", "4", quick=quick),
         _script("drift", 240, "drift", quick=quick),
     ]
     for size, seconds, build in zip(sizes, (180, 540, 720), ("60", "150", "240"), strict=False):
@@ -37,7 +37,7 @@ def plan(*, quick: bool) -> list[Part]:
     found += [
         _script("storage", 480, "storage", "--documents", "10000", "100000", "1000000", quick=quick),
         replace(_script("ingest", 300, "ingest", quick=quick), tells_bars=True),
-        replace(_script("overhead", 240, "overhead", quick=quick), tells_bars=True),
+        replace(_script("overhead", 270, "overhead", quick=quick), tells_bars=True),
         _quality(quick=quick),
         _hardware(quick=quick),
     ]
