@@ -31,6 +31,8 @@ BUDGETS_MS = (20, 100)
 """Medians that a fan-out may take, shard time alone."""
 REPLICAS = 2
 LEAST_POINTS = 2
+SYNTHETIC = "synthetic"
+"""Vectors that resemble no real ones; those resampled from real ones count."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def costs(results: Results) -> list[Cost]:
             points = {row["documents"]: row[f"p{each}_ms"] for row in here}
             found.append(Cost(label, "ms", points, latency=True))
     build = [row for row in searches.builds(results) if row["engine"] == searches.OURS]
-    storage = [row for row in results.rows("storage") if "synthetic" not in str(row.get("vectors", ""))]
+    storage = [row for row in results.rows("storage") if row.get("vectors") != SYNTHETIC]
     for name, unit, rows, value in (
         ("index", "s", [*build, *storage], _index_seconds),
         ("disk", "GB", [*build, *storage], lambda row: _gigabytes(row, "disk")),
