@@ -94,7 +94,7 @@ class _Services:
     """A server as generated code fills it, without the registration of single methods.
 
     Core would find those a little sooner, but grpc.aio (1.85) waits for each of them anew at every call: tasks and
-    callbacks by the dozen on the event loop, 30 to 150 µs a call with the methods there are here.
+    callbacks by the dozen on the event loop, some 30 µs a call (measured: an echo with 31 methods).
     """
 
     def __init__(self, server: grpc.aio.Server) -> None:
