@@ -240,9 +240,9 @@ def test_a_benchmark_that_takes_too_long_is_ended_with_what_it_started() -> None
     )
 
     rows: list[dict[str, Any]] = []
-    problem = report.execute(program(code), 3, rows.append)
+    problem = report.execute(program(code), 8, rows.append)
 
-    assert problem == "stopped after 3 s"
+    assert problem == "stopped after 8 s"
     assert not is_running(rows[0]["child"])
 
 
@@ -252,13 +252,13 @@ def test_rows_are_kept_as_they_come_and_scratch_files_go() -> None:
         "for number in range(3): print(json.dumps({'a': number, 'at': tempfile.mkdtemp()}), flush=True)\n"
         "time.sleep(600)"
     )
-    part = Part("search-10000", (program(code),), 3, ("make bench-search",))
+    part = Part("search-10000", (program(code),), 8, ("make bench-search",))
     kept: list[tuple[int, str]] = []
 
-    section = report.measure(part, 3, quick=True, keep=lambda so_far: kept.append((len(so_far.rows), so_far.failure)))
+    section = report.measure(part, 8, quick=True, keep=lambda so_far: kept.append((len(so_far.rows), so_far.failure)))
 
     assert kept == [(count, "cut off before its end") for count in (1, 2, 3)]
-    assert (len(section.rows), section.failure) == (3, "stopped after 3 s")
+    assert (len(section.rows), section.failure) == (3, "stopped after 8 s")
     assert not Path(section.rows[0]["at"]).exists()
 
 
