@@ -18,6 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from termwise.server.errors import DataLossError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
 from termwise.server.metadata import tables
 from termwise.server.metadata.records import (
+    AliasRecord,
     DeploymentRecord,
     IndexRecord,
     IndexState,
@@ -117,6 +118,22 @@ def test_the_first_fingerprint_stays_until_the_index_goes(store: MetadataStore) 
         store.bind_fingerprint("i-1", "f", "x")
 
 
+def test_an_alias_is_kept_moved_and_goes_with_its_model(store: MetadataStore) -> None:
+    alias = AliasRecord("best", MODEL.model_id, MODEL.create_time)
+    store.put_model(MODEL)
+    store.put_alias(alias)
+    assert store.get_alias("best") == alias
+    moved = replace(alias, model_id="other")
+    store.put_alias(moved)
+    assert store.list_aliases() == [moved]
+    store.delete_alias("best")
+    assert store.get_alias("best") is None
+    store.put_alias(alias)
+    store.put_alias(AliasRecord("kept", "other", MODEL.create_time))
+    store.delete_model(MODEL.model_id)
+    assert [each.alias for each in store.list_aliases()] == ["kept"]
+
+
 def test_of_many_threads_one_binds_and_one_inserts(store: MetadataStore) -> None:
     store.put_index(INDEX)
     bound: list[str] = []
@@ -155,18 +172,36 @@ def test_the_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_deployments_of_an_older_schema_are_taken_along(tmp_path: Path) -> None:
+LATER_COLUMNS = {
+    "models": ("layout", "facts", "package"),
+    "deployments": (
+        "precision",
+        "cache_size_bytes",
+        "priority",
+        "adaptive",
+        "min_number_of_allocations",
+        "max_number_of_allocations",
+    ),
+}
+
+
+def test_models_and_deployments_of_an_older_schema_are_taken_along(tmp_path: Path) -> None:
     path = tmp_path / "m.sqlite"
     first = MetadataStore(path)
+    first.put_model(MODEL)
     first.put_deployment(DEPLOYMENT)
     first.close()
     with sqlite3.connect(path) as connection:
-        for column in ("precision", "cache_size_bytes"):
-            connection.execute(f"ALTER TABLE deployments DROP COLUMN {column}")
+        for table, columns in LATER_COLUMNS.items():
+            for column in columns:
+                connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("DROP TABLE aliases")
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
     connection.close()
     second = MetadataStore(path)
     assert second.list_deployments() == [replace(DEPLOYMENT, precision="", cache_size_bytes=None)]
+    assert second.list_models() == [MODEL]
+    assert second.list_aliases() == []
     second.close()
 
 

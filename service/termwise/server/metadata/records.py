@@ -28,7 +28,11 @@ class IndexState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A trained model. `config` is `inference.base.ExpansionConfig` as a dict."""
+    """A trained model. `config` is `inference.base.ExpansionConfig` as a dict.
+
+    `layout`, `facts` and what else `inference.loader.ModelFacts` says of it are empty until it is READY. `package` is
+    the metadata file of a package in ELSER's layout, as it came; None for other models.
+    """
 
     model_id: str
     state: ModelState
@@ -45,13 +49,27 @@ class ModelRecord:
     architecture: str = ""
     vocabulary_size: int = 0
     error: str = ""
+    layout: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    package: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AliasRecord:
+    """Another name of a model."""
+
+    alias: str
+    model_id: str
+    create_time: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentRecord:
     """A deployment that should run.
 
-    `precision` is "" where the server's setting decides; `cache_size_bytes` is None for the model's size.
+    `precision` is "" where the server's setting decides; `cache_size_bytes` is None for the model's size. Where
+    `adaptive`, `number_of_allocations` is what the load wanted last, between the two limits
+    (`max_number_of_allocations` None: no limit of its own).
     """
 
     deployment_id: str
@@ -62,6 +80,10 @@ class DeploymentRecord:
     create_time: datetime
     precision: str = ""
     cache_size_bytes: int | None = None
+    priority: str = "normal"
+    adaptive: bool = False
+    min_number_of_allocations: int = 0
+    max_number_of_allocations: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,14 +27,14 @@ from termwise.server.errors import (
     ResourceExhaustedError,
 )
 from termwise.server.metadata import tables
-from termwise.server.metadata.records import DeploymentRecord, IndexRecord, ModelRecord, PipelineRecord
+from termwise.server.metadata.records import AliasRecord, DeploymentRecord, IndexRecord, ModelRecord, PipelineRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy.engine import Connection
 
-Record = TypeVar("Record", bound=ModelRecord | DeploymentRecord | PipelineRecord | IndexRecord)
+Record = TypeVar("Record", bound=ModelRecord | AliasRecord | DeploymentRecord | PipelineRecord | IndexRecord)
 
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _BUSY_MS: Final = 10_000
@@ -80,13 +80,14 @@ class _Rows(Generic[Record]):
 
 
 _MODELS: Final = _Rows(tables.models, ModelRecord)
+_ALIASES: Final = _Rows(tables.aliases, AliasRecord)
 _DEPLOYMENTS: Final = _Rows(tables.deployments, DeploymentRecord)
 _PIPELINES: Final = _Rows(tables.pipelines, PipelineRecord)
 _INDICES: Final = _Rows(tables.indices, IndexRecord)
 
 
 class MetadataStore:
-    """What the operator wants: models, deployments, pipelines, indices, and the fingerprints bound to sparse fields.
+    """What the operator wants: models, aliases, deployments, pipelines, indices, and what sparse fields are bound to.
 
     Lists are ordered by id (by UTF-8 bytes), from the one after `after`. Deleting what is absent does nothing.
     """
@@ -163,9 +164,30 @@ class MetadataStore:
             return _MODELS.page(connection, after, limit)
 
     def delete_model(self, model_id: str) -> None:
-        """Remove a model."""
+        """Remove a model and its aliases."""
         with self._write() as connection:
+            connection.execute(sa.delete(tables.aliases).where(tables.aliases.c.model_id == model_id))
             _MODELS.delete(connection, model_id)
+
+    def put_alias(self, record: AliasRecord) -> None:
+        """Write an alias, new or not."""
+        with self._write() as connection:
+            _ALIASES.put(connection, record)
+
+    def get_alias(self, alias: str) -> AliasRecord | None:
+        """Give an alias."""
+        with self._engine.connect() as connection:
+            return _ALIASES.get(connection, alias)
+
+    def list_aliases(self, after: str = "", limit: int | None = None) -> list[AliasRecord]:
+        """Give aliases by name."""
+        with self._engine.connect() as connection:
+            return _ALIASES.page(connection, after, limit)
+
+    def delete_alias(self, alias: str) -> None:
+        """Remove an alias."""
+        with self._write() as connection:
+            _ALIASES.delete(connection, alias)
 
     def put_deployment(self, record: DeploymentRecord) -> None:
         """Write a deployment, new or not."""

@@ -74,6 +74,17 @@ models: Final = sa.Table(
     sa.Column("architecture", sa.String, nullable=False),
     sa.Column("vocabulary_size", sa.BigInteger, nullable=False),
     sa.Column("error", sa.String, nullable=False),
+    sa.Column("layout", sa.String, nullable=False, server_default=""),
+    sa.Column("facts", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("package", sa.JSON(none_as_null=True), nullable=True),
+)
+
+aliases: Final = sa.Table(
+    "aliases",
+    metadata,
+    sa.Column("alias", sa.String, primary_key=True),
+    sa.Column("model_id", sa.String, nullable=False),
+    sa.Column("create_time", Moment, nullable=False),
 )
 
 deployments: Final = sa.Table(
@@ -87,6 +98,10 @@ deployments: Final = sa.Table(
     sa.Column("create_time", Moment, nullable=False),
     sa.Column("precision", sa.String, nullable=False, server_default=""),
     sa.Column("cache_size_bytes", sa.BigInteger, nullable=True),
+    sa.Column("priority", sa.String, nullable=False, server_default="normal"),
+    sa.Column("adaptive", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("min_number_of_allocations", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("max_number_of_allocations", sa.Integer, nullable=True),
 )
 
 pipelines: Final = sa.Table(
