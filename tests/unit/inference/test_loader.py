@@ -44,9 +44,21 @@ def test_facts_of_the_default_model(model_folder: Path) -> None:
     assert facts.architecture == "BertForMaskedLM"
     assert facts.vocabulary_size == 30522
     assert facts.size_bytes > 17_671_552
-    assert facts.fingerprint == facts.query_fingerprint
-    assert facts.fingerprint.startswith("sha256:")
-    assert len(facts.fingerprint) == 71
+    # Indices are bound to it: another one would make them refuse the model.
+    assert facts.fingerprint == "sha256:d6062ef5b4343349ef69ad784b87d4547027b775ac055d66d11c663f8fd744e4"
+    assert facts.query_fingerprint == facts.fingerprint
+    assert not facts.sides_differ
+    assert (facts.layout, facts.longest, facts.hidden) == ("transformers", 512, 128)
+    assert 17_000_000 < facts.weights_bytes <= facts.size_bytes
+
+
+def test_fingerprints_of_the_default_model_with_settings(model_folder: Path) -> None:
+    config = ExpansionConfig(max_tokens=128, query_prefix="q: ", document_max_terms=100, min_weight=0.1)
+    facts = inspect_model(model_folder, config)
+    assert facts.fingerprint == "sha256:5dd3b72c59841e7b8c0f4c4cdb50cc6835f6b349343399aac8438dbe3869c668"
+    assert facts.query_fingerprint == "sha256:601039a8ac774584f3f6aa3a743e5f9bf8937adbb434e7f06a62a6c93b68cfd3"
+    assert facts.sides_differ
+    assert facts.longest == 128
 
 
 def test_inspection_batcher_and_fake_do_not_import_torch(model_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from termwise.server.inference.architectures import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+_FLOAT32_BYTES = 4
 # Names under which weights come as pickles, which run code when they are opened and are never read here.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -28,7 +30,7 @@ class ModelFolder:
     """A model's folder whose files are all there and fit together.
 
     `weights` are the safetensors files; `tokenizer` is tokenizer.json, or the files of the vocabulary where there is
-    none; `bias` is the name of the head's vocabulary bias.
+    none; `bias` is the name of the head's vocabulary bias. `weights_bytes` is the size of all tensors in float32.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class ModelFolder:
     weights: tuple[Path, ...]
     tokenizer: tuple[Path, ...]
     bias: str
+    weights_bytes: int
 
     @property
     def size_bytes(self) -> int:
@@ -61,12 +64,14 @@ def open_folder(path: Path) -> ModelFolder:
     architecture = find_architecture(config)
     dimensions = read_dimensions(architecture, config)
     weights = _find_weights(path)
-    bias = _check_tensors(weights, architecture, dimensions)
+    shapes = {current_name(name): shape for file in weights for name, shape in _shapes(file).items()}
+    bias = _check_tensors(shapes, architecture, dimensions)
     _check_pooling(path)
     tokenizer = _find_tokenizer(path, architecture)
     settings = path / "tokenizer_config.json"
     tokenizer_config = _read_json(settings) if settings.is_file() else {}
-    return ModelFolder(path, config, tokenizer_config, architecture, dimensions, weights, tokenizer, bias)
+    size = _FLOAT32_BYTES * sum(map(math.prod, shapes.values()))
+    return ModelFolder(path, config, tokenizer_config, architecture, dimensions, weights, tokenizer, bias, size)
 
 
 def _find_tokenizer(path: Path, architecture: Architecture) -> tuple[Path, ...]:
@@ -105,8 +110,7 @@ def _find_weights(path: Path) -> tuple[Path, ...]:
     raise _unusable("model.safetensors is missing; add it")
 
 
-def _check_tensors(files: tuple[Path, ...], architecture: Architecture, dimensions: Dimensions) -> str:
-    shapes = {current_name(name): shape for file in files for name, shape in _shapes(file).items()}
+def _check_tensors(shapes: dict[str, tuple[int, ...]], architecture: Architecture, dimensions: Dimensions) -> str:
     for name, shape in tensor_shapes(architecture, dimensions).items():
         if name not in shapes:
             raise _unusable(f'its weights lack the tensor "{name}"')

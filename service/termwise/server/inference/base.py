@@ -90,6 +90,15 @@ class Encoder(Protocol):
         ...
 
     @property
+    def engine(self) -> str:
+        """What computes.
+
+        "native" (the kernel), "torch" (packed), "transformers" (plain), "torchscript" (the archive itself), or "static"
+        where both sides look weights up.
+        """
+        ...
+
+    @property
     def sides_differ(self) -> bool:
         """Whether documents and queries are encoded differently (weights, prefixes or term limits)."""
         ...

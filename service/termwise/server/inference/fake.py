@@ -34,6 +34,7 @@ class FakeEncoder:
 
     precision = "float32"
     device = "cpu"
+    engine = "static"
 
     def __init__(
         self, *, max_tokens: int = 512, query_prefix: str = "", delay: Callable[[], object] | None = None

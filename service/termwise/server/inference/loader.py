@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from termwise.server.errors import FailedPreconditionError, FieldViolation
@@ -30,13 +31,23 @@ PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What can be told of a model without running it. `size_bytes` is that of the files that the encoder reads."""
+    """What can be told of a model without running it.
+
+    `size_bytes` is that of the files that the encoder reads. `layout` is "transformers", "sparse_encoder", "doc_only"
+    or "torchscript"; `longest`: tokens of the longest text, as `max_tokens` resolves; `weights_bytes`: the size of the
+    parameters in float32; `hidden`: the width of a layer. A figure that is not known is 0.
+    """
 
     fingerprint: str
     query_fingerprint: str
     size_bytes: int
     architecture: str
     vocabulary_size: int
+    layout: str = ""
+    longest: int = 0
+    weights_bytes: int = 0
+    hidden: int = 0
+    sides_differ: bool = False
 
 
 def inspect_model(folder: Path, config: ExpansionConfig) -> ModelFacts:
@@ -47,7 +58,7 @@ def inspect_model(folder: Path, config: ExpansionConfig) -> ModelFacts:
 
     """
     opened = open_folder(folder)
-    TextTokenizer(opened, config)
+    tokenizer = TextTokenizer(opened, config)
     fingerprints = fingerprint_sides(opened, config)
     return ModelFacts(
         fingerprint=fingerprints[Side.DOCUMENT],
@@ -55,6 +66,11 @@ def inspect_model(folder: Path, config: ExpansionConfig) -> ModelFacts:
         size_bytes=opened.size_bytes,
         architecture=opened.architecture.name,
         vocabulary_size=opened.dimensions.vocabulary,
+        layout="transformers",
+        longest=tokenizer.max_tokens,
+        weights_bytes=opened.weights_bytes,
+        hidden=opened.dimensions.hidden,
+        sides_differ=fingerprints[Side.DOCUMENT] != fingerprints[Side.QUERY],
     )
 
 
@@ -95,6 +111,7 @@ def load_encoder(
     fingerprints = fingerprint_sides(opened, config)
     from termwise.server.inference.hardware import set_compute_threads  # noqa: PLC0415 - imports torch
     from termwise.server.inference.parity import Judge  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.plain import plain_weights  # noqa: PLC0415 - imports torch
     from termwise.server.inference.splade import SpladeEncoder  # noqa: PLC0415 - imports torch
 
     make_networks, able, where = _choose_device(device)
@@ -105,7 +122,7 @@ def load_encoder(
         raise _refused(f"{where} does not compute in {precision}", "PRECISION_UNSUPPORTED")
     tensors = _read_tensors(opened)
     set_compute_threads(threads)
-    judge = Judge(opened, tokenizer, fingerprints[Side.DOCUMENT], cache)
+    judge = Judge(tokenizer, fingerprints[Side.DOCUMENT], cache, partial(plain_weights, opened))
     refusal: str | None = None
     failure: Exception | None = None
     for choice, make in ((each, maker) for each in choices for maker in make_networks(opened, tensors, each)):

@@ -1,4 +1,4 @@
-"""The check at load: the packed encoder must answer as plain transformers does."""
+"""The check at load: a fast encoder must answer as the model's plain path does."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.base import Side
 from termwise.server.inference.hardware import processor_name
 from termwise.server.inference.native.library import library_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
-    from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.splade import SpladeEncoder
     from termwise.server.inference.text import TextTokenizer
 
@@ -40,23 +40,28 @@ _LIMITS = {"float32": (0.99999, 0.001), "bfloat16": (0.998, 0.25), "int8": (0.99
 
 
 class Judge:
-    """Compares encoders of one model with plain transformers; the verdicts are kept by what could change them."""
+    """Compares encoders of one model with its plain path; the verdicts are kept by what could change them."""
 
-    def __init__(self, folder: ModelFolder, tokenizer: TextTokenizer, fingerprint: str, cache: Path | None) -> None:
-        """Keep verdicts under `cache`, where it is given."""
-        self._folder = folder
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        fingerprint: str,
+        cache: Path | None,
+        reference: Callable[[Sequence[Sequence[int]]], list[NDArray[np.float32]]],
+    ) -> None:
+        """Keep verdicts under `cache`, where it is given.
+
+        `reference` gives the weights `[vocabulary]` of each of the texts that it is called with: vocabulary ids,
+        special ones included, sorted by length. It is called at most once, and not where a verdict is kept.
+        """
         self._tokenizer = tokenizer
         self._fingerprint = fingerprint
         self._cache = cache
-        self._reference: list[NDArray[np.float32]] | None = None
+        self._reference = reference
+        self._expected: list[NDArray[np.float32]] | None = None
 
     def compare(self, encoder: SpladeEncoder) -> str | None:
-        """Say how an encoder differs from plain transformers; None where it does not.
-
-        Raises:
-            FailedPreconditionError: transformers cannot load the model.
-
-        """
+        """Say how an encoder differs from the plain path; None where it does not. Raises what `reference` raises."""
         kept = self._kept(encoder)
         if kept is not None and kept.exists():
             try:
@@ -75,10 +80,10 @@ class Judge:
         # Cut to the model's length, also where the configuration would refuse a text as long.
         cut = self._tokenizer.tokenize(SENTENCES, Side.DOCUMENT, truncate=True)
         texts = sorted((text.ids for text in cut), key=len)
-        if self._reference is None:
-            self._reference = _plain_weights(self._folder, texts)
+        if self._expected is None:
+            self._expected = self._reference(texts)
         least_cosine, most_difference = _LIMITS[encoder.precision]
-        for ids, logits, expected in zip(texts, encoder.pool(texts), self._reference, strict=True):
+        for ids, logits, expected in zip(texts, encoder.pool(texts), self._expected, strict=True):
             actual = np.log1p(np.maximum(logits, 0))
             cosine = _cosine(actual, expected)
             difference = float(np.abs(actual - expected).max())
@@ -95,31 +100,6 @@ class Judge:
         computes = [encoder.precision, encoder.kernel, torch.__version__, library_digest()]
         key = json.dumps([_VERSION, self._fingerprint, processor_name(), *computes])
         return self._cache / "parity" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-
-
-def _plain_weights(folder: ModelFolder, texts: list[Any]) -> list[NDArray[np.float32]]:
-    """Run a model by plain transformers, text by text, in float32."""
-    from transformers import AutoModelForMaskedLM  # noqa: PLC0415 - seconds to import, needed once a model
-    from transformers.utils import logging  # noqa: PLC0415
-
-    # It would draw a progress bar into the log.
-    logging.disable_progress_bar()
-
-    try:
-        model = AutoModelForMaskedLM.from_pretrained(
-            folder.path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        ).eval()
-    except Exception as error:  # whatever it is, the model cannot be checked
-        raise FailedPreconditionError(
-            "The model cannot be used: transformers does not load it, so that it cannot be checked.",
-            reason="MODEL_UNUSABLE",
-        ) from error
-    weights = []
-    with torch.inference_mode():
-        for ids in texts:
-            logits = model(input_ids=torch.tensor([list(ids)])).logits[0]
-            weights.append(torch.log1p(torch.relu(logits.amax(0))).numpy())
-    return weights
 
 
 def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:

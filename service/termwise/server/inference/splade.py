@@ -9,6 +9,7 @@ import numpy as np
 from termwise.server.inference.base import NO_TURN, Expansion, Side, TokenizedText
 from termwise.server.inference.device import DeviceNetwork
 from termwise.server.inference.extraction import Vocabulary, extract, weigh
+from termwise.server.inference.native.network import NativeNetwork
 from termwise.server.inference.packing import plan_batches
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class SpladeEncoder:
     def kernel(self) -> str:
         """What computes: a level of instructions of the kernel, or "torch"."""
         return self._network.kernel
+
+    @property
+    def engine(self) -> str:
+        """What computes: "native" or "torch"."""
+        return "native" if isinstance(self._network, NativeNetwork) else "torch"
 
     @property
     def device(self) -> str:
