@@ -12,12 +12,15 @@ import os
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from pydantic import ValidationInfo
 
 PREFIX: Final = "TERMWISE_"
 CONFIG: Final = f"{PREFIX}CONFIG"
@@ -46,6 +49,34 @@ class Settings(BaseSettings):
     port: int = Field(50051, ge=0, le=65535, description="TCP port to listen on. 0: any free one.")
     port_file: Path | None = Field(
         None, description="File that gets the port, in digits, once the server listens; for scripts. Empty: none."
+    )
+    model_repository: str = Field(
+        "",
+        description="Where packaged models are looked up before the built-in ones: an https://, http:// or file:// URL "
+        "of a folder. A file:// one lies in model_folder. Empty: nowhere.",
+    )
+    model_repository_username: str = Field(
+        "", description="User name for model_repository and what lies below it, by HTTP basic authentication."
+    )
+    model_repository_password: SecretStr = Field(
+        SecretStr(""), description="Its password. A flag's value can be seen by others on the machine; prefer the file."
+    )
+    model_repository_password_file: Path | None = Field(
+        None, description="File whose first line is that password. Empty: none."
+    )
+    model_proxy: SecretStr = Field(
+        SecretStr(""),
+        description="URL of a proxy for http(s) models, such as http://user:password@proxy:3128. Empty: as the "
+        "environment's HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY say.",
+    )
+    model_folder: Path | None = Field(
+        None, description="Folder that file:// models must lie in. Empty: file:// models are refused."
+    )
+    model_download_streams: int = Field(
+        5, ge=1, le=32, description="Parts of one file that are downloaded side by side."
+    )
+    model_downloads_at_once: int = Field(
+        4, ge=1, le=64, description="Models that are downloaded side by side; later ones wait their turn."
     )
     storage: str = Field(
         "tantivy", min_length=1, description="Storage backend of indices that name none: an entry point's name."
@@ -102,6 +133,74 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Form of log lines on standard error. auto: console on a terminal, JSON otherwise."
     )
+
+    @field_validator("port_file", "model_repository_password_file", "model_folder", mode="before")
+    @classmethod
+    def _is_none_where_empty(cls, value: object) -> object:
+        return value or None
+
+    @field_validator("model_repository")
+    @classmethod
+    def _is_repository(cls, value: str) -> str:
+        return value if not value else _repository(value)
+
+    @field_validator("model_repository_password_file")
+    @classmethod
+    def _is_one_password(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        password = info.data.get("model_repository_password")
+        if value is not None and password and password.get_secret_value():
+            raise ValueError("model_repository_password is set too; give one of them")
+        return value
+
+    @field_validator("model_proxy")
+    @classmethod
+    def _is_proxy(cls, value: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(value.get_secret_value())
+            good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            good = False
+        if value.get_secret_value() and not good:
+            raise ValueError("it is no http:// or https:// URL of a proxy")
+        return value
+
+    @field_validator("model_folder")
+    @classmethod
+    def _holds_repository(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        repository = info.data.get("model_repository", "")
+        if repository.startswith("file:"):
+            place = Path(unquote(urlsplit(repository).path))
+            if value is None or not place.is_relative_to(value.absolute()):
+                raise ValueError(f"model_repository is {repository}, which must lie in this folder")
+        return value
+
+
+_REPOSITORY: Final = "give an https://, http:// or file:// URL such as https://host/models"
+
+
+def _repository(value: str) -> str:
+    """Check a repository's URL; what it may hold by mistake, a password, is in no message."""
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"it is no URL; {_REPOSITORY}") from None
+    if not value.isprintable() or any(letter in value for letter in " \\"):
+        raise ValueError(f"it holds a space, a backslash or a control character; {_REPOSITORY}")
+    if not value.startswith(("http://", "https://", "file://")):
+        raise ValueError(f"it must begin with https://, http:// or file://; {_REPOSITORY}")
+    if "@" in parts.netloc:
+        raise ValueError("it holds a user name; set model_repository_username and model_repository_password instead")
+    if "?" in value or "#" in value:
+        raise ValueError("it has a query or a fragment; give the folder's URL alone")
+    if ".." in unquote(parts.path).split("/"):
+        raise ValueError('it holds ".."; give the folder\'s own URL')
+    if parts.scheme == "file":
+        if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
+            raise ValueError("it must be file:///folder, with an absolute path")
+    elif not parts.hostname or port == 0:
+        raise ValueError(f"it names no host; {_REPOSITORY}")
+    return value
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
@@ -168,8 +267,18 @@ def _sentence(problem: Any) -> str:
     name = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         return f'There is no setting "{name}"{_nearest(name)}'
-    shown = str(problem["input"])[:80]
-    return f'Setting "{name}" ({_flag(name)}, {PREFIX}{name.upper()}) cannot be "{shown}": {problem["msg"]}.'
+    shown = "" if name in _UNSHOWN else f' cannot be "{str(problem["input"])[:80]}"'
+    why = problem["msg"].removeprefix("Value error, ")
+    return f'Setting "{name}" ({_flag(name)}, {PREFIX}{name.upper()}){shown}: {why}.'
+
+
+_UNSHOWN: Final = frozenset(
+    {
+        "model_repository",  # it may hold a password by mistake
+        *(name for name, field in Settings.model_fields.items() if field.annotation is SecretStr),
+    }
+)
+"""Settings whose values are in no message."""
 
 
 def allowed_kernels() -> tuple[str, ...]:
@@ -229,7 +338,18 @@ def parse_settings(arguments: Sequence[str] | None, *, program: str) -> Settings
 
 
 def _metavar(name: str) -> str:
-    kinds = {"data": "FOLDER", "port_file": "FILE", "host": "ADDRESS", "storage": "NAME"}
+    kinds = {
+        "data": "FOLDER",
+        "host": "ADDRESS",
+        "model_folder": "FOLDER",
+        "model_proxy": "URL",
+        "model_repository": "URL",
+        "model_repository_password": "SECRET",
+        "model_repository_password_file": "FILE",
+        "model_repository_username": "NAME",
+        "port_file": "FILE",
+        "storage": "NAME",
+    }
     if name in kinds:
         return kinds[name]
     choices = getattr(Settings.model_fields[name].annotation, "__args__", ())
@@ -237,7 +357,7 @@ def _metavar(name: str) -> str:
 
 
 def _shown(default: Any) -> str:
-    return "none" if default is None else str(default)
+    return "none" if default is None or not str(default) else str(default)
 
 
 def reference() -> str:
@@ -280,7 +400,14 @@ def _values(name: str) -> str:
     above = getattr(bounds.get("Gt"), "gt", None)
     high = getattr(bounds.get("Le"), "le", None)
     if high is None:
-        return {"FOLDER": "a folder", "FILE": "a file", "ADDRESS": "an address", "NAME": "a name"}[metavar]
+        return {
+            "ADDRESS": "an address",
+            "FILE": "a file",
+            "FOLDER": "a folder",
+            "NAME": "a name",
+            "SECRET": "a secret",
+            "URL": "a URL",
+        }[metavar]
     first = f"{low:,}" if low is not None else f"over {above:,}"
     return f"{first} to {high:,}"
 

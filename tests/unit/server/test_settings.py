@@ -123,3 +123,77 @@ def test_an_unknown_level_of_the_kernel_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TERMWISE_KERNEL", "axv2")
     with pytest.raises(SettingsError, match='TERMWISE_KERNEL cannot be "axv2"'):
         load_settings({})
+
+
+REPOSITORIES = [
+    ("ftp://host/models", "must begin with https://"),
+    ("host/models", "must begin with https://"),
+    ("https://", "names no host"),
+    ("http://:80/models", "names no host"),
+    ("http://host:99999/", "no URL"),
+    ("https://host/models?key=1", "has a query"),
+    ("https://host/models#1", "has a query or a fragment"),
+    ("https://host/a/../b", 'holds ".."'),
+    ("https://host/a/%2e%2e/b", 'holds ".."'),
+    ("https://host/a b", "holds a space"),
+    ("file://host/models", "must be file:///folder"),
+    ("file:models", "must be file:///folder"),
+]
+
+
+@pytest.mark.parametrize(("value", "why"), REPOSITORIES)
+def test_a_repository_that_is_none_is_told_why(value: str, why: str) -> None:
+    with pytest.raises(SettingsError, match=why) as caught:
+        parse_settings(["--model-repository", value, "--model-folder", "/"], program="x")
+    assert "TERMWISE_MODEL_REPOSITORY" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["http://me:hunter2@host/models", "https://hunter2@host", "http://hunter2@", "hunter2"]
+)
+def test_a_password_in_the_wrong_place_is_in_no_message(value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(["--model-repository", value], program="x")
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(["--model-proxy", value.replace("http", "socks5")], program="x")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_secrets_are_in_no_text_of_the_settings() -> None:
+    secrets = {"model_repository_password": "hunter2", "model_proxy": "http://me:hunter2@proxy:3128"}
+    settings = load_settings(secrets)
+    assert settings.model_proxy.get_secret_value().endswith("@proxy:3128")
+    assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+def test_one_password_is_enough() -> None:
+    with pytest.raises(SettingsError, match="model_repository_password is set too"):
+        load_settings({"model_repository_password": "hunter2", "model_repository_password_file": "/x"})
+
+
+@pytest.mark.parametrize("folder", ["", "/srv/other", "/srv/models/below"])
+def test_a_repository_of_files_lies_in_the_folder_of_models(folder: str) -> None:
+    with pytest.raises(SettingsError, match=r"TERMWISE_MODEL_FOLDER.*must lie in this folder"):
+        load_settings({"model_repository": "file:///srv/models", "model_folder": folder})
+    assert load_settings({"model_repository": "file:///srv/models/", "model_folder": "/srv/models"}).model_folder
+
+
+def test_an_empty_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERMWISE_MODEL_FOLDER", "")
+    monkeypatch.setenv("TERMWISE_PORT_FILE", "")
+    assert (load_settings({}).model_folder, load_settings({}).port_file) == (None, None)
+
+
+@given(
+    st.text() | st.text().map("https://{}".format) | st.from_regex(r"https?://[a-z@:./?#%\\[\\]0-9 ]*", fullmatch=True)
+)
+def test_any_text_is_a_repository_or_refused(value: str) -> None:
+    try:
+        kept = load_settings({"model_repository": value}).model_repository
+    except SettingsError as error:
+        assert "model_repository" in str(error)  # noqa: PT017
+    else:
+        assert kept == value
+        assert not value or value.startswith(("http://", "https://"))
+        assert "@" not in value.partition("://")[2].partition("/")[0]
