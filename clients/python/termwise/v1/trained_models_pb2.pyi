@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from termwise.v1 import sparse_vector_pb2 as _sparse_vector_pb2
 import builtins as _builtins
 import sys
@@ -63,6 +64,37 @@ class TrainedModel(_message.Message):
     STATE_DELETING: TrainedModel.State.ValueType  # 5
     """The model is being removed."""
 
+    class _Layout:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LayoutEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TrainedModel._Layout.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LAYOUT_UNSPECIFIED: TrainedModel._Layout.ValueType  # 0
+        """Not known until READY."""
+        LAYOUT_TRANSFORMERS: TrainedModel._Layout.ValueType  # 1
+        """A folder of a masked-token model, as transformers saves it."""
+        LAYOUT_SPARSE_ENCODER: TrainedModel._Layout.ValueType  # 2
+        """A folder of sentence-transformers' SparseEncoder (`modules.json`)."""
+        LAYOUT_DOC_ONLY: TrainedModel._Layout.ValueType  # 3
+        """A masked-token model for documents and `idf.json` for queries, as OpenSearch publishes them."""
+        LAYOUT_TORCHSCRIPT: TrainedModel._Layout.ValueType  # 4
+        """A package in ELSER's layout: TorchScript, a vocabulary and metadata."""
+
+    class Layout(_Layout, metaclass=_LayoutEnumTypeWrapper):
+        """What the files of a model are."""
+
+    LAYOUT_UNSPECIFIED: TrainedModel.Layout.ValueType  # 0
+    """Not known until READY."""
+    LAYOUT_TRANSFORMERS: TrainedModel.Layout.ValueType  # 1
+    """A folder of a masked-token model, as transformers saves it."""
+    LAYOUT_SPARSE_ENCODER: TrainedModel.Layout.ValueType  # 2
+    """A folder of sentence-transformers' SparseEncoder (`modules.json`)."""
+    LAYOUT_DOC_ONLY: TrainedModel.Layout.ValueType  # 3
+    """A masked-token model for documents and `idf.json` for queries, as OpenSearch publishes them."""
+    LAYOUT_TORCHSCRIPT: TrainedModel.Layout.ValueType  # 4
+    """A package in ELSER's layout: TorchScript, a vocabulary and metadata."""
+
     @_typing.final
     class MetadataEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -99,15 +131,21 @@ class TrainedModel(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     DOWNLOAD_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    PACKAGE_FIELD_NUMBER: _builtins.int
+    UPLOADS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model's id."""
     state: Global___TrainedModel.State.ValueType
     """Where it stands."""
     source_uri: _builtins.str
-    """Where its artefacts come from: `pypi://name@version/path` or `file:///path`."""
+    """Where its artefacts come from: `pypi://name@version/path`, `hf://org/name@revision`, `https://…`, `http://…` or
+    `file:///path`. Empty: they are uploaded.
+    """
     sha256: _builtins.str
-    """Expected SHA-256 in hex of what the source gives: of the wheel for `pypi://`, of `model.safetensors` for `file://`.
-    Empty: not checked.
+    """Expected SHA-256 in hex of what the source gives: of the wheel for `pypi://`, of the archive for a package, of
+    `model.safetensors` otherwise. Empty: not checked, unless the source itself states one.
     """
     description: _builtins.str
     """Free text of the operator."""
@@ -125,6 +163,8 @@ class TrainedModel(_message.Message):
     """Number of tokens in its vocabulary. 0 until READY."""
     error: _builtins.str
     """Why it is FAILED; empty otherwise."""
+    layout: Global___TrainedModel.Layout.ValueType
+    """What its files are."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Free labels of the operator."""
@@ -145,6 +185,18 @@ class TrainedModel(_message.Message):
     def download(self) -> Global___DownloadProgress:
         """Progress of the download, while it runs and after it ended."""
 
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its other names, sorted."""
+
+    @_builtins.property
+    def package(self) -> Global___ModelPackage:
+        """What its package says of itself. Absent for a model that is no package in ELSER's layout."""
+
+    @_builtins.property
+    def uploads(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadedFile]:
+        """Files of an upload that goes on. Empty once READY."""
+
     def __init__(
         self,
         *,
@@ -164,14 +216,98 @@ class TrainedModel(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         download: Global___DownloadProgress | None = ...,
         error: _builtins.str = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        layout: Global___TrainedModel.Layout.ValueType = ...,
+        package: Global___ModelPackage | None = ...,
+        uploads: _abc.Iterable[Global___UploadedFile] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "download", b"download", "inference_config", b"inference_config"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "download", b"download", "inference_config", b"inference_config", "package", b"package"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "description", b"description", "download", b"download", "error", b"error", "fingerprint", b"fingerprint", "inference_config", b"inference_config", "metadata", b"metadata", "model_id", b"model_id", "query_fingerprint", b"query_fingerprint", "sha256", b"sha256", "size_bytes", b"size_bytes", "source_uri", b"source_uri", "state", b"state", "tags", b"tags", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "create_time", b"create_time", "description", b"description", "download", b"download", "error", b"error", "fingerprint", b"fingerprint", "inference_config", b"inference_config", "layout", b"layout", "metadata", b"metadata", "model_id", b"model_id", "package", b"package", "query_fingerprint", b"query_fingerprint", "sha256", b"sha256", "size_bytes", b"size_bytes", "source_uri", b"source_uri", "state", b"state", "tags", b"tags", "uploads", b"uploads", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainedModel: _TypeAlias = TrainedModel  # noqa: Y015
+
+@_typing.final
+class ModelPackage(_message.Message):
+    """What the metadata file of a package in ELSER's layout says, as far as it is not part of the model itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACKAGED_MODEL_ID_FIELD_NUMBER: _builtins.int
+    MINIMUM_VERSION_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    VOCABULARY_FILE_FIELD_NUMBER: _builtins.int
+    PLATFORM_ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    MODEL_TYPE_FIELD_NUMBER: _builtins.int
+    packaged_model_id: _builtins.str
+    """The package's own id, such as "elser_model_2"."""
+    minimum_version: _builtins.str
+    """Oldest Elasticsearch that it was made for. Of no consequence here."""
+    size_bytes: _builtins.int
+    """Bytes of the archive."""
+    sha256: _builtins.str
+    """SHA-256 of the archive, in hex."""
+    vocabulary_file: _builtins.str
+    """Name of the vocabulary file at the source."""
+    platform_architecture: _builtins.str
+    """Platform that it was made for, such as "linux-x86_64". Empty: any."""
+    model_type: _builtins.str
+    """What kind of model it is, such as "pytorch"."""
+    def __init__(
+        self,
+        *,
+        packaged_model_id: _builtins.str = ...,
+        minimum_version: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        vocabulary_file: _builtins.str = ...,
+        platform_architecture: _builtins.str = ...,
+        model_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["minimum_version", b"minimum_version", "model_type", b"model_type", "packaged_model_id", b"packaged_model_id", "platform_architecture", b"platform_architecture", "sha256", b"sha256", "size_bytes", b"size_bytes", "vocabulary_file", b"vocabulary_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPackage: _TypeAlias = ModelPackage  # noqa: Y015
+
+@_typing.final
+class UploadedFile(_message.Message):
+    """A file of a model that is being uploaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    BYTES_HELD_FIELD_NUMBER: _builtins.int
+    file_name: _builtins.str
+    """Its name, relative to the model's folder."""
+    size_bytes: _builtins.int
+    """Bytes of the whole file."""
+    sha256: _builtins.str
+    """SHA-256 of the whole file, in hex."""
+    bytes_held: _builtins.int
+    """Bytes that are held; the next header's `offset`."""
+    def __init__(
+        self,
+        *,
+        file_name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        bytes_held: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_held", b"bytes_held", "file_name", b"file_name", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadedFile: _TypeAlias = UploadedFile  # noqa: Y015
 
 @_typing.final
 class InferenceConfig(_message.Message):
@@ -287,7 +423,7 @@ class DownloadProgress(_message.Message):
     bytes_done: _builtins.int
     """Bytes fetched so far."""
     bytes_total: _builtins.int
-    """Bytes to fetch in all; 0 while unknown."""
+    """Bytes to fetch in all; 0 while unknown, and while it waits for other downloads."""
     def __init__(
         self,
         *,
@@ -376,6 +512,29 @@ class Deployment(_message.Message):
     PRECISION_INT8: Deployment.Precision.ValueType  # 4
     """Products in 8-bit integers, scaled row by row as texts come: the least exact. Needs AVX512-VNNI and the compiled kernel."""
 
+    class _Priority:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Deployment._Priority.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PRIORITY_UNSPECIFIED: Deployment._Priority.ValueType  # 0
+        """The same as PRIORITY_NORMAL."""
+        PRIORITY_NORMAL: Deployment._Priority.ValueType  # 1
+        """Runs whenever there is work."""
+        PRIORITY_LOW: Deployment._Priority.ValueType  # 2
+        """Runs while deployments of normal priority leave processors idle. One allocation of one thread."""
+
+    class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+        """Who goes first where the processors do not suffice for all."""
+
+    PRIORITY_UNSPECIFIED: Deployment.Priority.ValueType  # 0
+    """The same as PRIORITY_NORMAL."""
+    PRIORITY_NORMAL: Deployment.Priority.ValueType  # 1
+    """Runs whenever there is work."""
+    PRIORITY_LOW: Deployment.Priority.ValueType  # 2
+    """Runs while deployments of normal priority leave processors idle. One allocation of one thread."""
+
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -393,6 +552,11 @@ class Deployment(_message.Message):
     CACHE_USED_BYTES_FIELD_NUMBER: _builtins.int
     CACHE_HIT_COUNT_FIELD_NUMBER: _builtins.int
     CACHE_MISS_COUNT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    PEAK_ALLOCATION_COUNT_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     """The deployment's id."""
     model_id: _builtins.str
@@ -402,7 +566,7 @@ class Deployment(_message.Message):
     allocation_count: _builtins.int
     """Workers that answer now."""
     target_allocation_count: _builtins.int
-    """Workers wanted."""
+    """Workers wanted. Where allocations are adaptive, as the load wants them now."""
     threads_per_allocation: _builtins.int
     """Processor threads of each worker."""
     queue_capacity: _builtins.int
@@ -425,6 +589,14 @@ class Deployment(_message.Message):
     """
     cache_miss_count: _builtins.int
     """Texts that the model ran for."""
+    priority: Global___Deployment.Priority.ValueType
+    """Who goes first."""
+    engine: _builtins.str
+    """What runs the model: "native" (the compiled kernel), "torch", "transformers" (an architecture without a fast path),
+    "torchscript" (an archive as it is), or "static" (no network at all). Empty until STARTED.
+    """
+    peak_allocation_count: _builtins.int
+    """Most workers that it ever had at a time."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -432,6 +604,14 @@ class Deployment(_message.Message):
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it last turned STARTED."""
+
+    @_builtins.property
+    def adaptive_allocations(self) -> Global___AdaptiveAllocations:
+        """Limits of adaptive allocations. Absent: their number is fixed."""
+
+    @_builtins.property
+    def memory(self) -> Global___MemoryEstimate:
+        """Memory that it takes, by estimate."""
 
     def __init__(
         self,
@@ -453,14 +633,88 @@ class Deployment(_message.Message):
         cache_used_bytes: _builtins.int = ...,
         cache_hit_count: _builtins.int = ...,
         cache_miss_count: _builtins.int = ...,
+        priority: Global___Deployment.Priority.ValueType = ...,
+        adaptive_allocations: Global___AdaptiveAllocations | None = ...,
+        memory: Global___MemoryEstimate | None = ...,
+        engine: _builtins.str = ...,
+        peak_allocation_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptive_allocations", b"adaptive_allocations", "create_time", b"create_time", "memory", b"memory", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_count", b"allocation_count", "cache_hit_count", b"cache_hit_count", "cache_miss_count", b"cache_miss_count", "cache_size_bytes", b"cache_size_bytes", "cache_used_bytes", b"cache_used_bytes", "create_time", b"create_time", "deployment_id", b"deployment_id", "device", b"device", "error", b"error", "model_id", b"model_id", "precision", b"precision", "queue_capacity", b"queue_capacity", "requested_precision", b"requested_precision", "start_time", b"start_time", "state", b"state", "target_allocation_count", b"target_allocation_count", "threads_per_allocation", b"threads_per_allocation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive_allocations", b"adaptive_allocations", "allocation_count", b"allocation_count", "cache_hit_count", b"cache_hit_count", "cache_miss_count", b"cache_miss_count", "cache_size_bytes", b"cache_size_bytes", "cache_used_bytes", b"cache_used_bytes", "create_time", b"create_time", "deployment_id", b"deployment_id", "device", b"device", "engine", b"engine", "error", b"error", "memory", b"memory", "model_id", b"model_id", "peak_allocation_count", b"peak_allocation_count", "precision", b"precision", "priority", b"priority", "queue_capacity", b"queue_capacity", "requested_precision", b"requested_precision", "start_time", b"start_time", "state", b"state", "target_allocation_count", b"target_allocation_count", "threads_per_allocation", b"threads_per_allocation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class AdaptiveAllocations(_message.Message):
+    """Lets the number of allocations follow the load: the rate of texts times the time that one takes. It grows where the
+    load exceeds 0.9 of the allocations, and shrinks where 0.85 of one less suffice, as in Elasticsearch.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_NUMBER_OF_ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    MAX_NUMBER_OF_ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    min_number_of_allocations: _builtins.int
+    """Fewest workers. 0: none after 15 minutes without a text; the next one wakes the deployment and waits for it. Absent: 0."""
+    max_number_of_allocations: _builtins.int
+    """Most workers, at least 1 and at least the fewest. Absent: 32."""
+    def __init__(
+        self,
+        *,
+        min_number_of_allocations: _builtins.int | None = ...,
+        max_number_of_allocations: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_number_of_allocations", b"_max_number_of_allocations", "_min_number_of_allocations", b"_min_number_of_allocations", "max_number_of_allocations", b"max_number_of_allocations", "min_number_of_allocations", b"min_number_of_allocations"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_number_of_allocations", b"_max_number_of_allocations", "_min_number_of_allocations", b"_min_number_of_allocations", "max_number_of_allocations", b"max_number_of_allocations", "min_number_of_allocations", b"min_number_of_allocations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_number_of_allocations: _TypeAlias = _typing.Literal["max_number_of_allocations"]  # noqa: Y015
+    _WhichOneofArgType__max_number_of_allocations: _TypeAlias = _typing.Literal["_max_number_of_allocations", b"_max_number_of_allocations"]  # noqa: Y015
+    _WhichOneofReturnType__min_number_of_allocations: _TypeAlias = _typing.Literal["min_number_of_allocations"]  # noqa: Y015
+    _WhichOneofArgType__min_number_of_allocations: _TypeAlias = _typing.Literal["_min_number_of_allocations", b"_min_number_of_allocations"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_number_of_allocations) -> _WhichOneofReturnType__max_number_of_allocations | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_number_of_allocations) -> _WhichOneofReturnType__min_number_of_allocations | None: ...
+
+Global___AdaptiveAllocations: _TypeAlias = AdaptiveAllocations  # noqa: Y015
+
+@_typing.final
+class MemoryEstimate(_message.Message):
+    """Memory that a deployment takes, in bytes, by estimate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    PER_ALLOCATION_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    weights_bytes: _builtins.int
+    """The model's weights, once for all allocations; deployments that share them count them once together."""
+    per_allocation_bytes: _builtins.int
+    """What each allocation needs to compute a batch."""
+    cache_bytes: _builtins.int
+    """The cache of expansions, full."""
+    total_bytes: _builtins.int
+    """All of it."""
+    def __init__(
+        self,
+        *,
+        weights_bytes: _builtins.int = ...,
+        per_allocation_bytes: _builtins.int = ...,
+        cache_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bytes", b"cache_bytes", "per_allocation_bytes", b"per_allocation_bytes", "total_bytes", b"total_bytes", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemoryEstimate: _TypeAlias = MemoryEstimate  # noqa: Y015
 
 @_typing.final
 class PutTrainedModelRequest(_message.Message):
@@ -523,7 +777,7 @@ class PutTrainedModelRequest(_message.Message):
     model_id: _builtins.str
     """The new model's id. For a packaged model this is the whole request."""
     source_uri: _builtins.str
-    """Where its artefacts come from. Empty only for a packaged model."""
+    """Where its artefacts come from. Empty: for a packaged model, from its package; otherwise they are uploaded."""
     sha256: _builtins.str
     """Expected SHA-256 in hex. Empty: not checked (a packaged model brings its own)."""
     description: _builtins.str
@@ -536,7 +790,7 @@ class PutTrainedModelRequest(_message.Message):
 
     @_builtins.property
     def inference_config(self) -> Global___InferenceConfig:
-        """How the model is used. Absent: the defaults."""
+        """How the model is used. Absent: as its package says, else the defaults."""
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -623,7 +877,7 @@ class GetTrainedModelRequest(_message.Message):
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
-    """The model's id."""
+    """The model's id, or an alias."""
     def __init__(
         self,
         *,
@@ -669,19 +923,31 @@ class ListTrainedModelsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MODEL_IDS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Most models in the answer, up to 1,000. 0: 100."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty: the first page."""
+    @_builtins.property
+    def model_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids and aliases of the models wanted; "*" stands for any characters. Empty: all. One that matches nothing is no error."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Labels that the models must have, all of them."""
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        model_ids: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_ids", b"model_ids", "page_size", b"page_size", "page_token", b"page_token", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,16 +988,20 @@ class DeleteTrainedModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model's id."""
+    force: _builtins.bool
+    """Delete it even where deployments run it, or a pipeline or an index uses it."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "model_id", b"model_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -801,6 +1071,266 @@ class DownloadTrainedModelResponse(_message.Message):
 Global___DownloadTrainedModelResponse: _TypeAlias = DownloadTrainedModelResponse  # noqa: Y015
 
 @_typing.final
+class CancelDownloadRequest(_message.Message):
+    """Asks to end a download."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model's id."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelDownloadRequest: _TypeAlias = CancelDownloadRequest  # noqa: Y015
+
+@_typing.final
+class CancelDownloadResponse(_message.Message):
+    """Answers CancelDownload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINED_MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trained_model(self) -> Global___TrainedModel:
+        """The model as it stands."""
+
+    def __init__(
+        self,
+        *,
+        trained_model: Global___TrainedModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trained_model", b"trained_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trained_model", b"trained_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelDownloadResponse: _TypeAlias = CancelDownloadResponse  # noqa: Y015
+
+@_typing.final
+class UploadTrainedModelRequest(_message.Message):
+    """One part of an upload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    COMMIT_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The file's next bytes, up to the server's longest message."""
+    @_builtins.property
+    def header(self) -> Global___UploadHeader:
+        """Begins a file, or goes on with one."""
+
+    @_builtins.property
+    def commit(self) -> Global___UploadCommit:
+        """All files are there."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___UploadHeader | None = ...,
+        data: _builtins.bytes = ...,
+        commit: Global___UploadCommit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "data", "commit"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___UploadTrainedModelRequest: _TypeAlias = UploadTrainedModelRequest  # noqa: Y015
+
+@_typing.final
+class UploadHeader(_message.Message):
+    """Begins a file of an upload, or goes on with one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model's id. The same in all headers of a stream."""
+    file_name: _builtins.str
+    """The file's name, relative to the model's folder, such as "model.safetensors" or "1_SpladePooling/config.json". Of a
+    package in ELSER's layout: "<package>.metadata.json", "<package>.pt" and the vocabulary file.
+    """
+    size_bytes: _builtins.int
+    """Bytes of the whole file."""
+    sha256: _builtins.str
+    """SHA-256 of the whole file, in hex."""
+    offset: _builtins.int
+    """Where in the file the next bytes belong: what the server holds of it. 0 begins the file anew."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        file_name: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_name", b"file_name", "model_id", b"model_id", "offset", b"offset", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadHeader: _TypeAlias = UploadHeader  # noqa: Y015
+
+@_typing.final
+class UploadCommit(_message.Message):
+    """Says that all files are there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadCommit: _TypeAlias = UploadCommit  # noqa: Y015
+
+@_typing.final
+class UploadTrainedModelResponse(_message.Message):
+    """Answers UploadTrainedModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINED_MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trained_model(self) -> Global___TrainedModel:
+        """The model as it stands: READY after a commit, with `uploads` without one."""
+
+    def __init__(
+        self,
+        *,
+        trained_model: Global___TrainedModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trained_model", b"trained_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trained_model", b"trained_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadTrainedModelResponse: _TypeAlias = UploadTrainedModelResponse  # noqa: Y015
+
+@_typing.final
+class PutModelAliasRequest(_message.Message):
+    """Asks for another name of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    REASSIGN_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """The alias. It may not end in a digit."""
+    model_id: _builtins.str
+    """The model's id."""
+    reassign: _builtins.bool
+    """Take the alias from another model that has it."""
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        reassign: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model_id", b"model_id", "reassign", b"reassign"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutModelAliasRequest: _TypeAlias = PutModelAliasRequest  # noqa: Y015
+
+@_typing.final
+class PutModelAliasResponse(_message.Message):
+    """Answers PutModelAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINED_MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def trained_model(self) -> Global___TrainedModel:
+        """The model."""
+
+    def __init__(
+        self,
+        *,
+        trained_model: Global___TrainedModel | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trained_model", b"trained_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trained_model", b"trained_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutModelAliasResponse: _TypeAlias = PutModelAliasResponse  # noqa: Y015
+
+@_typing.final
+class DeleteModelAliasRequest(_message.Message):
+    """Asks to take an alias away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """The alias."""
+    model_id: _builtins.str
+    """The model that is to have it. Empty: whichever has it."""
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteModelAliasRequest: _TypeAlias = DeleteModelAliasRequest  # noqa: Y015
+
+@_typing.final
+class DeleteModelAliasResponse(_message.Message):
+    """Answers DeleteModelAlias."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteModelAliasResponse: _TypeAlias = DeleteModelAliasResponse  # noqa: Y015
+
+@_typing.final
 class StartDeploymentRequest(_message.Message):
     """Asks to start a deployment."""
 
@@ -841,12 +1371,15 @@ class StartDeploymentRequest(_message.Message):
     WAIT_FOR_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     CACHE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
-    """The model to run."""
+    """The model to run: its id, or an alias."""
     deployment_id: _builtins.str
     """The new deployment's id, which no other model has. Empty: the model's id."""
     number_of_allocations: _builtins.int
-    """Workers, 1 to 64. Absent: 1."""
+    """Workers, at least 1. Absent: 1. Not together with `adaptive_allocations`."""
     threads_per_allocation: _builtins.int
     """Processor threads of each worker: a power of two, 1 to 32. Absent: 1."""
     queue_capacity: _builtins.int
@@ -859,6 +1392,14 @@ class StartDeploymentRequest(_message.Message):
     """Most bytes kept for expansions of texts that were expanded before, so that the model need not run for them again; those
     that were not asked for longest leave first. Up to 1 TiB. 0: no cache. Absent: the size of the model's artefacts, as in Elasticsearch.
     """
+    priority: Global___Deployment.Priority.ValueType
+    """Who goes first. PRIORITY_LOW needs one allocation of one thread."""
+    validate_only: _builtins.bool
+    """Only check the request, and answer what the deployment would be, its memory above all. Nothing is stored or started."""
+    @_builtins.property
+    def adaptive_allocations(self) -> Global___AdaptiveAllocations:
+        """Let the number of workers follow the load. Absent: it is fixed."""
+
     def __init__(
         self,
         *,
@@ -870,10 +1411,13 @@ class StartDeploymentRequest(_message.Message):
         wait_for: Global___StartDeploymentRequest.WaitFor.ValueType = ...,
         precision: Global___Deployment.Precision.ValueType = ...,
         cache_size_bytes: _builtins.int | None = ...,
+        priority: Global___Deployment.Priority.ValueType = ...,
+        adaptive_allocations: Global___AdaptiveAllocations | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_size_bytes", b"_cache_size_bytes", "_number_of_allocations", b"_number_of_allocations", "_queue_capacity", b"_queue_capacity", "_threads_per_allocation", b"_threads_per_allocation", "cache_size_bytes", b"cache_size_bytes", "number_of_allocations", b"number_of_allocations", "queue_capacity", b"queue_capacity", "threads_per_allocation", b"threads_per_allocation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_size_bytes", b"_cache_size_bytes", "_number_of_allocations", b"_number_of_allocations", "_queue_capacity", b"_queue_capacity", "_threads_per_allocation", b"_threads_per_allocation", "adaptive_allocations", b"adaptive_allocations", "cache_size_bytes", b"cache_size_bytes", "number_of_allocations", b"number_of_allocations", "queue_capacity", b"queue_capacity", "threads_per_allocation", b"threads_per_allocation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_size_bytes", b"_cache_size_bytes", "_number_of_allocations", b"_number_of_allocations", "_queue_capacity", b"_queue_capacity", "_threads_per_allocation", b"_threads_per_allocation", "cache_size_bytes", b"cache_size_bytes", "deployment_id", b"deployment_id", "model_id", b"model_id", "number_of_allocations", b"number_of_allocations", "precision", b"precision", "queue_capacity", b"queue_capacity", "threads_per_allocation", b"threads_per_allocation", "wait_for", b"wait_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_size_bytes", b"_cache_size_bytes", "_number_of_allocations", b"_number_of_allocations", "_queue_capacity", b"_queue_capacity", "_threads_per_allocation", b"_threads_per_allocation", "adaptive_allocations", b"adaptive_allocations", "cache_size_bytes", b"cache_size_bytes", "deployment_id", b"deployment_id", "model_id", b"model_id", "number_of_allocations", b"number_of_allocations", "precision", b"precision", "priority", b"priority", "queue_capacity", b"queue_capacity", "threads_per_allocation", b"threads_per_allocation", "validate_only", b"validate_only", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_size_bytes: _TypeAlias = _typing.Literal["cache_size_bytes"]  # noqa: Y015
     _WhichOneofArgType__cache_size_bytes: _TypeAlias = _typing.Literal["_cache_size_bytes", b"_cache_size_bytes"]  # noqa: Y015
@@ -917,6 +1461,64 @@ class StartDeploymentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartDeploymentResponse: _TypeAlias = StartDeploymentResponse  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentRequest(_message.Message):
+    """Asks to change a deployment. One of the two is given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_OF_ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    """The deployment's id."""
+    number_of_allocations: _builtins.int
+    """Workers, at least 1. Adaptive allocations, where there are any, end."""
+    @_builtins.property
+    def adaptive_allocations(self) -> Global___AdaptiveAllocations:
+        """Let the number of workers follow the load from now on, within these limits."""
+
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        number_of_allocations: _builtins.int | None = ...,
+        adaptive_allocations: Global___AdaptiveAllocations | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_number_of_allocations", b"_number_of_allocations", "adaptive_allocations", b"adaptive_allocations", "number_of_allocations", b"number_of_allocations"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_number_of_allocations", b"_number_of_allocations", "adaptive_allocations", b"adaptive_allocations", "deployment_id", b"deployment_id", "number_of_allocations", b"number_of_allocations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__number_of_allocations: _TypeAlias = _typing.Literal["number_of_allocations"]  # noqa: Y015
+    _WhichOneofArgType__number_of_allocations: _TypeAlias = _typing.Literal["_number_of_allocations", b"_number_of_allocations"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__number_of_allocations) -> _WhichOneofReturnType__number_of_allocations | None: ...
+
+Global___UpdateDeploymentRequest: _TypeAlias = UpdateDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentResponse(_message.Message):
+    """Answers UpdateDeployment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """The deployment as it stands."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentResponse: _TypeAlias = UpdateDeploymentResponse  # noqa: Y015
 
 @_typing.final
 class StopDeploymentRequest(_message.Message):
@@ -1062,6 +1664,302 @@ class ListDeploymentsResponse(_message.Message):
 Global___ListDeploymentsResponse: _TypeAlias = ListDeploymentsResponse  # noqa: Y015
 
 @_typing.final
+class ClearDeploymentCacheRequest(_message.Message):
+    """Asks to forget kept expansions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    """The deployment's id."""
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearDeploymentCacheRequest: _TypeAlias = ClearDeploymentCacheRequest  # noqa: Y015
+
+@_typing.final
+class ClearDeploymentCacheResponse(_message.Message):
+    """Answers ClearDeploymentCache."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearDeploymentCacheResponse: _TypeAlias = ClearDeploymentCacheResponse  # noqa: Y015
+
+@_typing.final
+class GetTrainedModelStatsRequest(_message.Message):
+    """Asks for figures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_IDS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Most models in the answer, up to 1,000. 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before. Empty: the first page."""
+    @_builtins.property
+    def model_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids and aliases of models, or ids of deployments; "*" stands for any characters. Empty: all models."""
+
+    def __init__(
+        self,
+        *,
+        model_ids: _abc.Iterable[_builtins.str] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_ids", b"model_ids", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrainedModelStatsRequest: _TypeAlias = GetTrainedModelStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetTrainedModelStatsResponse(_message.Message):
+    """Answers GetTrainedModelStats."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINED_MODEL_STATS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Empty: this was the last."""
+    @_builtins.property
+    def trained_model_stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainedModelStats]:
+        """Figures by model id."""
+
+    def __init__(
+        self,
+        *,
+        trained_model_stats: _abc.Iterable[Global___TrainedModelStats] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "trained_model_stats", b"trained_model_stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrainedModelStatsResponse: _TypeAlias = GetTrainedModelStatsResponse  # noqa: Y015
+
+@_typing.final
+class TrainedModelStats(_message.Message):
+    """Figures of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    REQUIRED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PIPELINE_COUNT_FIELD_NUMBER: _builtins.int
+    INFERENCE_STATS_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_STATS_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model's id."""
+    size_bytes: _builtins.int
+    """Bytes of its artefacts. 0 until READY."""
+    required_memory_bytes: _builtins.int
+    """Bytes of memory that a deployment of one allocation, one thread and no cache takes, by estimate. 0 until READY."""
+    pipeline_count: _builtins.int
+    """Pipelines that use it, through a deployment or an alias."""
+    @_builtins.property
+    def inference_stats(self) -> Global___InferenceStats:
+        """All its deployments together."""
+
+    @_builtins.property
+    def deployment_stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentStats]:
+        """Its deployments, by id."""
+
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        required_memory_bytes: _builtins.int = ...,
+        pipeline_count: _builtins.int = ...,
+        inference_stats: Global___InferenceStats | None = ...,
+        deployment_stats: _abc.Iterable[Global___DeploymentStats] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inference_stats", b"inference_stats"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_stats", b"deployment_stats", "inference_stats", b"inference_stats", "model_id", b"model_id", "pipeline_count", b"pipeline_count", "required_memory_bytes", b"required_memory_bytes", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainedModelStats: _TypeAlias = TrainedModelStats  # noqa: Y015
+
+@_typing.final
+class InferenceStats(_message.Message):
+    """Counts of a model's inferences, in texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INFERENCE_COUNT_FIELD_NUMBER: _builtins.int
+    CACHE_MISS_COUNT_FIELD_NUMBER: _builtins.int
+    FAILURE_COUNT_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    inference_count: _builtins.int
+    """Texts answered, out of a cache or by the model."""
+    cache_miss_count: _builtins.int
+    """Texts that the model ran for."""
+    failure_count: _builtins.int
+    """Texts that failed."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When these figures were taken."""
+
+    def __init__(
+        self,
+        *,
+        inference_count: _builtins.int = ...,
+        cache_miss_count: _builtins.int = ...,
+        failure_count: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_miss_count", b"cache_miss_count", "failure_count", b"failure_count", "inference_count", b"inference_count", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferenceStats: _TypeAlias = InferenceStats  # noqa: Y015
+
+@_typing.final
+class DeploymentStats(_message.Message):
+    """Figures of a deployment. Counts are of texts; averages are absent, and counts 0, where there was none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _AllocationState:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _AllocationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DeploymentStats._AllocationState.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ALLOCATION_STATE_UNSPECIFIED: DeploymentStats._AllocationState.ValueType  # 0
+        """Never sent."""
+        ALLOCATION_STATE_STARTING: DeploymentStats._AllocationState.ValueType  # 1
+        """None yet."""
+        ALLOCATION_STATE_STARTED: DeploymentStats._AllocationState.ValueType  # 2
+        """Some."""
+        ALLOCATION_STATE_FULLY_ALLOCATED: DeploymentStats._AllocationState.ValueType  # 3
+        """All."""
+
+    class AllocationState(_AllocationState, metaclass=_AllocationStateEnumTypeWrapper):
+        """How many of the wanted workers there are."""
+
+    ALLOCATION_STATE_UNSPECIFIED: DeploymentStats.AllocationState.ValueType  # 0
+    """Never sent."""
+    ALLOCATION_STATE_STARTING: DeploymentStats.AllocationState.ValueType  # 1
+    """None yet."""
+    ALLOCATION_STATE_STARTED: DeploymentStats.AllocationState.ValueType  # 2
+    """Some."""
+    ALLOCATION_STATE_FULLY_ALLOCATED: DeploymentStats.AllocationState.ValueType  # 3
+    """All."""
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    ALLOCATION_STATE_FIELD_NUMBER: _builtins.int
+    INFERENCE_COUNT_FIELD_NUMBER: _builtins.int
+    CACHE_HIT_COUNT_FIELD_NUMBER: _builtins.int
+    CACHE_HIT_COUNT_LAST_MINUTE_FIELD_NUMBER: _builtins.int
+    ERROR_COUNT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_COUNT_FIELD_NUMBER: _builtins.int
+    REJECTED_EXECUTION_COUNT_FIELD_NUMBER: _builtins.int
+    PENDING_COUNT_FIELD_NUMBER: _builtins.int
+    AVERAGE_INFERENCE_TIME_FIELD_NUMBER: _builtins.int
+    AVERAGE_INFERENCE_TIME_LAST_MINUTE_FIELD_NUMBER: _builtins.int
+    AVERAGE_INFERENCE_TIME_EXCLUDING_CACHE_HITS_FIELD_NUMBER: _builtins.int
+    THROUGHPUT_LAST_MINUTE_FIELD_NUMBER: _builtins.int
+    PEAK_THROUGHPUT_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    LAST_ACCESS_TIME_FIELD_NUMBER: _builtins.int
+    allocation_state: Global___DeploymentStats.AllocationState.ValueType
+    """How many of the wanted workers there are."""
+    inference_count: _builtins.int
+    """Texts answered, out of the cache or by the model."""
+    cache_hit_count: _builtins.int
+    """Of them, those out of the cache."""
+    cache_hit_count_last_minute: _builtins.int
+    """Those out of the cache in the last minute."""
+    error_count: _builtins.int
+    """Texts that the model failed on."""
+    timeout_count: _builtins.int
+    """Texts whose caller's deadline passed before they were answered."""
+    rejected_execution_count: _builtins.int
+    """Texts refused since the queue was full."""
+    pending_count: _builtins.int
+    """Texts that wait for a worker now."""
+    throughput_last_minute: _builtins.int
+    """Texts answered in the last minute."""
+    peak_throughput_per_minute: _builtins.int
+    """Most texts ever answered in a minute."""
+    @_builtins.property
+    def deployment(self) -> Global___Deployment:
+        """The deployment as it stands: state, allocations, settings, cache, memory, start."""
+
+    @_builtins.property
+    def average_inference_time(self) -> _duration_pb2.Duration:
+        """The model's time for a text, texts out of the cache included."""
+
+    @_builtins.property
+    def average_inference_time_last_minute(self) -> _duration_pb2.Duration:
+        """The same, over the last minute."""
+
+    @_builtins.property
+    def average_inference_time_excluding_cache_hits(self) -> _duration_pb2.Duration:
+        """The model's time for a text that was not in the cache."""
+
+    @_builtins.property
+    def last_access_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for a text last. Absent: never."""
+
+    def __init__(
+        self,
+        *,
+        deployment: Global___Deployment | None = ...,
+        allocation_state: Global___DeploymentStats.AllocationState.ValueType = ...,
+        inference_count: _builtins.int = ...,
+        cache_hit_count: _builtins.int = ...,
+        cache_hit_count_last_minute: _builtins.int = ...,
+        error_count: _builtins.int = ...,
+        timeout_count: _builtins.int = ...,
+        rejected_execution_count: _builtins.int = ...,
+        pending_count: _builtins.int = ...,
+        average_inference_time: _duration_pb2.Duration | None = ...,
+        average_inference_time_last_minute: _duration_pb2.Duration | None = ...,
+        average_inference_time_excluding_cache_hits: _duration_pb2.Duration | None = ...,
+        throughput_last_minute: _builtins.int = ...,
+        peak_throughput_per_minute: _builtins.int = ...,
+        last_access_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["average_inference_time", b"average_inference_time", "average_inference_time_excluding_cache_hits", b"average_inference_time_excluding_cache_hits", "average_inference_time_last_minute", b"average_inference_time_last_minute", "deployment", b"deployment", "last_access_time", b"last_access_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_state", b"allocation_state", "average_inference_time", b"average_inference_time", "average_inference_time_excluding_cache_hits", b"average_inference_time_excluding_cache_hits", "average_inference_time_last_minute", b"average_inference_time_last_minute", "cache_hit_count", b"cache_hit_count", "cache_hit_count_last_minute", b"cache_hit_count_last_minute", "deployment", b"deployment", "error_count", b"error_count", "inference_count", b"inference_count", "last_access_time", b"last_access_time", "peak_throughput_per_minute", b"peak_throughput_per_minute", "pending_count", b"pending_count", "rejected_execution_count", b"rejected_execution_count", "throughput_last_minute", b"throughput_last_minute", "timeout_count", b"timeout_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentStats: _TypeAlias = DeploymentStats  # noqa: Y015
+
+@_typing.final
 class InferRequest(_message.Message):
     """Asks to expand texts."""
 
@@ -1095,7 +1993,7 @@ class InferRequest(_message.Message):
     INPUT_TYPE_FIELD_NUMBER: _builtins.int
     INCLUDE_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
-    """The deployment's id."""
+    """The deployment's id; or a model's id or alias, which means a deployment that runs it."""
     input_type: Global___InferRequest.InputType.ValueType
     """Which side reads them."""
     include_token_ids: _builtins.bool
@@ -1157,6 +2055,144 @@ class InferResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InferResponse: _TypeAlias = InferResponse  # noqa: Y015
+
+@_typing.final
+class StreamInferRequest(_message.Message):
+    """One message of a stream of texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def options(self) -> Global___StreamInferOptions:
+        """How the texts are read: the first message, and no other."""
+
+    @_builtins.property
+    def texts(self) -> Global___StreamInferTexts:
+        """Texts to expand."""
+
+    def __init__(
+        self,
+        *,
+        options: Global___StreamInferOptions | None = ...,
+        texts: Global___StreamInferTexts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "part", b"part", "texts", b"texts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "part", b"part", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["options", "texts"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___StreamInferRequest: _TypeAlias = StreamInferRequest  # noqa: Y015
+
+@_typing.final
+class StreamInferOptions(_message.Message):
+    """How the texts of a stream are read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    INPUT_TYPE_FIELD_NUMBER: _builtins.int
+    INCLUDE_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    """The deployment's id; or a model's id or alias, which means a deployment that runs it."""
+    input_type: Global___InferRequest.InputType.ValueType
+    """Which side reads them. It may be left out where the model's two sides are the same."""
+    include_token_ids: _builtins.bool
+    """Give `token_ids` too."""
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        input_type: Global___InferRequest.InputType.ValueType = ...,
+        include_token_ids: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "include_token_ids", b"include_token_ids", "input_type", b"input_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamInferOptions: _TypeAlias = StreamInferOptions  # noqa: Y015
+
+@_typing.final
+class StreamInferTexts(_message.Message):
+    """Texts of a stream that are answered together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TEXTS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The caller's own name for them, given back with the answer. Up to 512 bytes."""
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts, at least one."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamInferTexts: _TypeAlias = StreamInferTexts  # noqa: Y015
+
+@_typing.final
+class StreamInferResponse(_message.Message):
+    """Answers one message of texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The caller's name for them."""
+    model_id: _builtins.str
+    """The model that answered."""
+    fingerprint: _builtins.str
+    """Fingerprint of the side that read the texts."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextExpansion]:
+        """One result a text, in order. Empty where there is an error."""
+
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why they could not be expanded. Absent: they were."""
+
+    @_builtins.property
+    def timings(self) -> Global___InferenceTimings:
+        """Where the time went."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        results: _abc.Iterable[Global___TextExpansion] | None = ...,
+        error: _status_pb2.Status | None = ...,
+        model_id: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+        timings: Global___InferenceTimings | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "timings", b"timings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "fingerprint", b"fingerprint", "model_id", b"model_id", "request_id", b"request_id", "results", b"results", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamInferResponse: _TypeAlias = StreamInferResponse  # noqa: Y015
 
 @_typing.final
 class TextExpansion(_message.Message):

@@ -32,8 +32,11 @@ class TrainedModelsStub(object):
     workers (allocations), queue and statistics, so that indexing cannot slow searching down. Models and desired
     deployments outlive a restart of the server.
 
-    Identifiers of models and deployments match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a packaged
-    model, whose source the server knows: `.splade_tiny` is built in.
+    Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
+    packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
+    the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
+    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
+    a deployment that runs that model.
     """
 
     def __init__(self, channel):
@@ -67,10 +70,35 @@ class TrainedModelsStub(object):
                 request_serializer=termwise_dot_v1_dot_trained__models__pb2.DownloadTrainedModelRequest.SerializeToString,
                 response_deserializer=termwise_dot_v1_dot_trained__models__pb2.DownloadTrainedModelResponse.FromString,
                 _registered_method=True)
+        self.CancelDownload = channel.unary_unary(
+                '/termwise.v1.TrainedModels/CancelDownload',
+                request_serializer=termwise_dot_v1_dot_trained__models__pb2.CancelDownloadRequest.SerializeToString,
+                response_deserializer=termwise_dot_v1_dot_trained__models__pb2.CancelDownloadResponse.FromString,
+                _registered_method=True)
+        self.UploadTrainedModel = channel.stream_unary(
+                '/termwise.v1.TrainedModels/UploadTrainedModel',
+                request_serializer=termwise_dot_v1_dot_trained__models__pb2.UploadTrainedModelRequest.SerializeToString,
+                response_deserializer=termwise_dot_v1_dot_trained__models__pb2.UploadTrainedModelResponse.FromString,
+                _registered_method=True)
+        self.PutModelAlias = channel.unary_unary(
+                '/termwise.v1.TrainedModels/PutModelAlias',
+                request_serializer=termwise_dot_v1_dot_trained__models__pb2.PutModelAliasRequest.SerializeToString,
+                response_deserializer=termwise_dot_v1_dot_trained__models__pb2.PutModelAliasResponse.FromString,
+                _registered_method=True)
+        self.DeleteModelAlias = channel.unary_unary(
+                '/termwise.v1.TrainedModels/DeleteModelAlias',
+                request_serializer=termwise_dot_v1_dot_trained__models__pb2.DeleteModelAliasRequest.SerializeToString,
+                response_deserializer=termwise_dot_v1_dot_trained__models__pb2.DeleteModelAliasResponse.FromString,
+                _registered_method=True)
         self.StartDeployment = channel.unary_unary(
                 '/termwise.v1.TrainedModels/StartDeployment',
                 request_serializer=termwise_dot_v1_dot_trained__models__pb2.StartDeploymentRequest.SerializeToString,
                 response_deserializer=termwise_dot_v1_dot_trained__models__pb2.StartDeploymentResponse.FromString,
+                _registered_method=True)
+        self.UpdateDeployment = channel.unary_unary(
+                '/termwise.v1.TrainedModels/UpdateDeployment',
+                request_serializer=termwise_dot_v1_dot_trained__models__pb2.UpdateDeploymentRequest.SerializeToString,
+                response_deserializer=termwise_dot_v1_dot_trained__models__pb2.UpdateDeploymentResponse.FromString,
                 _registered_method=True)
         self.StopDeployment = channel.unary_unary(
                 '/termwise.v1.TrainedModels/StopDeployment',
@@ -87,10 +115,25 @@ class TrainedModelsStub(object):
                 request_serializer=termwise_dot_v1_dot_trained__models__pb2.ListDeploymentsRequest.SerializeToString,
                 response_deserializer=termwise_dot_v1_dot_trained__models__pb2.ListDeploymentsResponse.FromString,
                 _registered_method=True)
+        self.ClearDeploymentCache = channel.unary_unary(
+                '/termwise.v1.TrainedModels/ClearDeploymentCache',
+                request_serializer=termwise_dot_v1_dot_trained__models__pb2.ClearDeploymentCacheRequest.SerializeToString,
+                response_deserializer=termwise_dot_v1_dot_trained__models__pb2.ClearDeploymentCacheResponse.FromString,
+                _registered_method=True)
+        self.GetTrainedModelStats = channel.unary_unary(
+                '/termwise.v1.TrainedModels/GetTrainedModelStats',
+                request_serializer=termwise_dot_v1_dot_trained__models__pb2.GetTrainedModelStatsRequest.SerializeToString,
+                response_deserializer=termwise_dot_v1_dot_trained__models__pb2.GetTrainedModelStatsResponse.FromString,
+                _registered_method=True)
         self.Infer = channel.unary_unary(
                 '/termwise.v1.TrainedModels/Infer',
                 request_serializer=termwise_dot_v1_dot_trained__models__pb2.InferRequest.SerializeToString,
                 response_deserializer=termwise_dot_v1_dot_trained__models__pb2.InferResponse.FromString,
+                _registered_method=True)
+        self.StreamInfer = channel.stream_stream(
+                '/termwise.v1.TrainedModels/StreamInfer',
+                request_serializer=termwise_dot_v1_dot_trained__models__pb2.StreamInferRequest.SerializeToString,
+                response_deserializer=termwise_dot_v1_dot_trained__models__pb2.StreamInferResponse.FromString,
                 _registered_method=True)
 
 
@@ -101,15 +144,19 @@ class TrainedModelsServicer(object):
     workers (allocations), queue and statistics, so that indexing cannot slow searching down. Models and desired
     deployments outlive a restart of the server.
 
-    Identifiers of models and deployments match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a packaged
-    model, whose source the server knows: `.splade_tiny` is built in.
+    Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
+    packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
+    the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
+    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
+    a deployment that runs that model.
     """
 
     def PutTrainedModel(self, request, context):
-        """Stores a model's configuration and starts the download of its artefacts.
+        """Stores a model's configuration and starts the download of its artefacts, where there is a source. Without one the
+        model is DEFINED, and UploadTrainedModel brings its files.
 
-        ALREADY_EXISTS where a model or a deployment of that id exists; NOT_FOUND where a packaged model is unknown;
-        INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
+        ALREADY_EXISTS where a model, an alias or a deployment of that id exists; NOT_FOUND where a packaged model is
+        unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
         STATE_FAILED, says why in `error`, and DownloadTrainedModel tries again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -131,7 +178,8 @@ class TrainedModelsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTrainedModel(self, request, context):
-        """Deletes a model and its artefacts. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment runs it.
+        """Deletes a model, its artefacts and its aliases. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment
+        runs it, or a pipeline or an index uses it, unless `force` is set: its deployments are then stopped first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,13 +197,70 @@ class TrainedModelsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelDownload(self, request, context):
+        """Ends a model's download. What was fetched is dropped, the model turns FAILED and says so; DownloadTrainedModel begins
+        anew. NOT_FOUND where there is no model; FAILED_PRECONDITION where it is not being downloaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadTrainedModel(self, request_iterator, context):
+        """Takes the files of a model that has no source: a header before each file, then its bytes, and a commit at the end,
+        after which the model is READY. What has arrived is kept, over a cut and over a restart: to go on, send the header
+        again with `offset` set to the bytes that are held, which GetTrainedModel shows.
+
+        NOT_FOUND where there is no model; FAILED_PRECONDITION where it is neither DEFINED nor FAILED, or has a source, where
+        another stream uploads it, where `offset` is not what is held (the details say what is), where a file's size or
+        SHA-256 differ from its header's (that file is dropped), or where the files cannot be used (a file is missing, a
+        pickle: what is there stays); INVALID_ARGUMENT for a name that is not a model's file, or parts out of order;
+        RESOURCE_EXHAUSTED where the disk has no room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PutModelAlias(self, request, context):
+        """Gives a model another name, under which calls, pipelines and mappings may use it. With `reassign` the alias moves
+        there from the model that had it.
+
+        NOT_FOUND where there is no model; ALREADY_EXISTS where the alias is another model's and `reassign` is not set;
+        INVALID_ARGUMENT for an alias that ends in a digit or is the id of a model or a deployment; FAILED_PRECONDITION where
+        the model that had it is deployed and the new one is not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModelAlias(self, request, context):
+        """Takes an alias away. NOT_FOUND where there is none, or where it is not `model_id`'s; FAILED_PRECONDITION where a
+        pipeline or an index uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartDeployment(self, request, context):
         """Starts a deployment of a model. A model that is still being downloaded is waited for within the call's deadline; a
         start that outlives the deadline goes on.
 
         NOT_FOUND where there is no model; ALREADY_EXISTS where the deployment id is taken; INVALID_ARGUMENT for a setting
-        out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load,
-        or where the processor or the model cannot do with the `precision` that was asked for (the message says what to use).
+        out of range, for both a number of allocations and adaptive ones, or a deployment id that is another model's id;
+        FAILED_PRECONDITION where the model has no files yet, failed to download or to load, or where the processor or the
+        model cannot do with the `precision` that was asked for (the message says what to use); RESOURCE_EXHAUSTED where the
+        server's setting `model_memory_bytes` leaves too little (the message has both figures); DEADLINE_EXCEEDED where the
+        deadline passed first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDeployment(self, request, context):
+        """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost.
+
+        NOT_FOUND where there is none; INVALID_ARGUMENT for a number out of range, for none, or for both a number and
+        adaptive allocations; FAILED_PRECONDITION while it is STOPPING, or of low priority with more than one;
+        RESOURCE_EXHAUSTED as for StartDeployment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,12 +288,41 @@ class TrainedModelsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClearDeploymentCache(self, request, context):
+        """Forgets the expansions that a deployment keeps. NOT_FOUND where there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTrainedModelStats(self, request, context):
+        """Gives figures of models and their deployments, models by id, their deployments by id. Counts begin at the server's
+        start. NOT_FOUND where a name without "*" is no model's, deployment's or alias; INVALID_ARGUMENT for a page token that
+        this call did not give.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Infer(self, request, context):
         """Expands texts into sparse vectors, in the order of the texts.
 
         NOT_FOUND where there is no deployment; FAILED_PRECONDITION while it is not STARTED; RESOURCE_EXHAUSTED with
         RetryInfo where its queue has no room for the texts; INVALID_ARGUMENT for more texts than its queue ever holds, or
         an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamInfer(self, request_iterator, context):
+        """Expands any number of texts: options first, then texts, one answer for each message of them, in their order. Where
+        the deployment's queue is full the stream is slowed down rather than refused; texts of a few hundred messages may be
+        on their way, so send without waiting for answers.
+
+        Texts that cannot be expanded are answered with `error`, and the stream goes on. It ends with NOT_FOUND,
+        FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE where the deployment stops meanwhile, and
+        with INVALID_ARGUMENT for messages out of order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,10 +356,35 @@ def add_TrainedModelsServicer_to_server(servicer, server):
                     request_deserializer=termwise_dot_v1_dot_trained__models__pb2.DownloadTrainedModelRequest.FromString,
                     response_serializer=termwise_dot_v1_dot_trained__models__pb2.DownloadTrainedModelResponse.SerializeToString,
             ),
+            'CancelDownload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelDownload,
+                    request_deserializer=termwise_dot_v1_dot_trained__models__pb2.CancelDownloadRequest.FromString,
+                    response_serializer=termwise_dot_v1_dot_trained__models__pb2.CancelDownloadResponse.SerializeToString,
+            ),
+            'UploadTrainedModel': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadTrainedModel,
+                    request_deserializer=termwise_dot_v1_dot_trained__models__pb2.UploadTrainedModelRequest.FromString,
+                    response_serializer=termwise_dot_v1_dot_trained__models__pb2.UploadTrainedModelResponse.SerializeToString,
+            ),
+            'PutModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.PutModelAlias,
+                    request_deserializer=termwise_dot_v1_dot_trained__models__pb2.PutModelAliasRequest.FromString,
+                    response_serializer=termwise_dot_v1_dot_trained__models__pb2.PutModelAliasResponse.SerializeToString,
+            ),
+            'DeleteModelAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelAlias,
+                    request_deserializer=termwise_dot_v1_dot_trained__models__pb2.DeleteModelAliasRequest.FromString,
+                    response_serializer=termwise_dot_v1_dot_trained__models__pb2.DeleteModelAliasResponse.SerializeToString,
+            ),
             'StartDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.StartDeployment,
                     request_deserializer=termwise_dot_v1_dot_trained__models__pb2.StartDeploymentRequest.FromString,
                     response_serializer=termwise_dot_v1_dot_trained__models__pb2.StartDeploymentResponse.SerializeToString,
+            ),
+            'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeployment,
+                    request_deserializer=termwise_dot_v1_dot_trained__models__pb2.UpdateDeploymentRequest.FromString,
+                    response_serializer=termwise_dot_v1_dot_trained__models__pb2.UpdateDeploymentResponse.SerializeToString,
             ),
             'StopDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.StopDeployment,
@@ -242,10 +401,25 @@ def add_TrainedModelsServicer_to_server(servicer, server):
                     request_deserializer=termwise_dot_v1_dot_trained__models__pb2.ListDeploymentsRequest.FromString,
                     response_serializer=termwise_dot_v1_dot_trained__models__pb2.ListDeploymentsResponse.SerializeToString,
             ),
+            'ClearDeploymentCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearDeploymentCache,
+                    request_deserializer=termwise_dot_v1_dot_trained__models__pb2.ClearDeploymentCacheRequest.FromString,
+                    response_serializer=termwise_dot_v1_dot_trained__models__pb2.ClearDeploymentCacheResponse.SerializeToString,
+            ),
+            'GetTrainedModelStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrainedModelStats,
+                    request_deserializer=termwise_dot_v1_dot_trained__models__pb2.GetTrainedModelStatsRequest.FromString,
+                    response_serializer=termwise_dot_v1_dot_trained__models__pb2.GetTrainedModelStatsResponse.SerializeToString,
+            ),
             'Infer': grpc.unary_unary_rpc_method_handler(
                     servicer.Infer,
                     request_deserializer=termwise_dot_v1_dot_trained__models__pb2.InferRequest.FromString,
                     response_serializer=termwise_dot_v1_dot_trained__models__pb2.InferResponse.SerializeToString,
+            ),
+            'StreamInfer': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamInfer,
+                    request_deserializer=termwise_dot_v1_dot_trained__models__pb2.StreamInferRequest.FromString,
+                    response_serializer=termwise_dot_v1_dot_trained__models__pb2.StreamInferResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -262,8 +436,11 @@ class TrainedModels(object):
     workers (allocations), queue and statistics, so that indexing cannot slow searching down. Models and desired
     deployments outlive a restart of the server.
 
-    Identifiers of models and deployments match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a packaged
-    model, whose source the server knows: `.splade_tiny` is built in.
+    Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
+    packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
+    the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
+    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
+    a deployment that runs that model.
     """
 
     @staticmethod
@@ -402,6 +579,114 @@ class TrainedModels(object):
             _registered_method=True)
 
     @staticmethod
+    def CancelDownload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/termwise.v1.TrainedModels/CancelDownload',
+            termwise_dot_v1_dot_trained__models__pb2.CancelDownloadRequest.SerializeToString,
+            termwise_dot_v1_dot_trained__models__pb2.CancelDownloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadTrainedModel(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/termwise.v1.TrainedModels/UploadTrainedModel',
+            termwise_dot_v1_dot_trained__models__pb2.UploadTrainedModelRequest.SerializeToString,
+            termwise_dot_v1_dot_trained__models__pb2.UploadTrainedModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/termwise.v1.TrainedModels/PutModelAlias',
+            termwise_dot_v1_dot_trained__models__pb2.PutModelAliasRequest.SerializeToString,
+            termwise_dot_v1_dot_trained__models__pb2.PutModelAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/termwise.v1.TrainedModels/DeleteModelAlias',
+            termwise_dot_v1_dot_trained__models__pb2.DeleteModelAliasRequest.SerializeToString,
+            termwise_dot_v1_dot_trained__models__pb2.DeleteModelAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def StartDeployment(request,
             target,
             options=(),
@@ -418,6 +703,33 @@ class TrainedModels(object):
             '/termwise.v1.TrainedModels/StartDeployment',
             termwise_dot_v1_dot_trained__models__pb2.StartDeploymentRequest.SerializeToString,
             termwise_dot_v1_dot_trained__models__pb2.StartDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/termwise.v1.TrainedModels/UpdateDeployment',
+            termwise_dot_v1_dot_trained__models__pb2.UpdateDeploymentRequest.SerializeToString,
+            termwise_dot_v1_dot_trained__models__pb2.UpdateDeploymentResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -510,6 +822,60 @@ class TrainedModels(object):
             _registered_method=True)
 
     @staticmethod
+    def ClearDeploymentCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/termwise.v1.TrainedModels/ClearDeploymentCache',
+            termwise_dot_v1_dot_trained__models__pb2.ClearDeploymentCacheRequest.SerializeToString,
+            termwise_dot_v1_dot_trained__models__pb2.ClearDeploymentCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrainedModelStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/termwise.v1.TrainedModels/GetTrainedModelStats',
+            termwise_dot_v1_dot_trained__models__pb2.GetTrainedModelStatsRequest.SerializeToString,
+            termwise_dot_v1_dot_trained__models__pb2.GetTrainedModelStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Infer(request,
             target,
             options=(),
@@ -526,6 +892,33 @@ class TrainedModels(object):
             '/termwise.v1.TrainedModels/Infer',
             termwise_dot_v1_dot_trained__models__pb2.InferRequest.SerializeToString,
             termwise_dot_v1_dot_trained__models__pb2.InferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamInfer(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/termwise.v1.TrainedModels/StreamInfer',
+            termwise_dot_v1_dot_trained__models__pb2.StreamInferRequest.SerializeToString,
+            termwise_dot_v1_dot_trained__models__pb2.StreamInferResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,8 +33,11 @@ class TrainedModelsStub:
     workers (allocations), queue and statistics, so that indexing cannot slow searching down. Models and desired
     deployments outlive a restart of the server.
 
-    Identifiers of models and deployments match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a packaged
-    model, whose source the server knows: `.splade_tiny` is built in.
+    Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
+    packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
+    the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
+    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
+    a deployment that runs that model.
     """
 
     @_typing.overload
@@ -42,10 +45,11 @@ class TrainedModelsStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrainedModelsAsyncStub: ...
     PutTrainedModel: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.PutTrainedModelRequest, _trained_models_pb2.PutTrainedModelResponse]
-    """Stores a model's configuration and starts the download of its artefacts.
+    """Stores a model's configuration and starts the download of its artefacts, where there is a source. Without one the
+    model is DEFINED, and UploadTrainedModel brings its files.
 
-    ALREADY_EXISTS where a model or a deployment of that id exists; NOT_FOUND where a packaged model is unknown;
-    INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
+    ALREADY_EXISTS where a model, an alias or a deployment of that id exists; NOT_FOUND where a packaged model is
+    unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
     STATE_FAILED, says why in `error`, and DownloadTrainedModel tries again.
     """
     GetTrainedModel: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.GetTrainedModelRequest, _trained_models_pb2.GetTrainedModelResponse]
@@ -53,7 +57,9 @@ class TrainedModelsStub:
     ListTrainedModels: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.ListTrainedModelsRequest, _trained_models_pb2.ListTrainedModelsResponse]
     """Lists models by id. INVALID_ARGUMENT for a page token that this call did not give."""
     DeleteTrainedModel: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.DeleteTrainedModelRequest, _trained_models_pb2.DeleteTrainedModelResponse]
-    """Deletes a model and its artefacts. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment runs it."""
+    """Deletes a model, its artefacts and its aliases. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment
+    runs it, or a pipeline or an index uses it, unless `force` is set: its deployments are then stopped first.
+    """
     DownloadTrainedModel: _grpc.UnaryStreamMultiCallable[_trained_models_pb2.DownloadTrainedModelRequest, _trained_models_pb2.DownloadTrainedModelResponse]
     """Starts the download, or joins the one that runs, and streams its progress until the model's state is final. Leaving
     the stream stops nothing. A READY model answers with one message. A download that ends well starts those deployments
@@ -62,13 +68,50 @@ class TrainedModelsStub:
     NOT_FOUND where there is no model; UNAVAILABLE where the source cannot be reached; FAILED_PRECONDITION where what it
     gave cannot be used (a wrong checksum, a missing file, a pickle); RESOURCE_EXHAUSTED where the disk is full.
     """
+    CancelDownload: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.CancelDownloadRequest, _trained_models_pb2.CancelDownloadResponse]
+    """Ends a model's download. What was fetched is dropped, the model turns FAILED and says so; DownloadTrainedModel begins
+    anew. NOT_FOUND where there is no model; FAILED_PRECONDITION where it is not being downloaded.
+    """
+    UploadTrainedModel: _grpc.StreamUnaryMultiCallable[_trained_models_pb2.UploadTrainedModelRequest, _trained_models_pb2.UploadTrainedModelResponse]
+    """Takes the files of a model that has no source: a header before each file, then its bytes, and a commit at the end,
+    after which the model is READY. What has arrived is kept, over a cut and over a restart: to go on, send the header
+    again with `offset` set to the bytes that are held, which GetTrainedModel shows.
+
+    NOT_FOUND where there is no model; FAILED_PRECONDITION where it is neither DEFINED nor FAILED, or has a source, where
+    another stream uploads it, where `offset` is not what is held (the details say what is), where a file's size or
+    SHA-256 differ from its header's (that file is dropped), or where the files cannot be used (a file is missing, a
+    pickle: what is there stays); INVALID_ARGUMENT for a name that is not a model's file, or parts out of order;
+    RESOURCE_EXHAUSTED where the disk has no room.
+    """
+    PutModelAlias: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.PutModelAliasRequest, _trained_models_pb2.PutModelAliasResponse]
+    """Gives a model another name, under which calls, pipelines and mappings may use it. With `reassign` the alias moves
+    there from the model that had it.
+
+    NOT_FOUND where there is no model; ALREADY_EXISTS where the alias is another model's and `reassign` is not set;
+    INVALID_ARGUMENT for an alias that ends in a digit or is the id of a model or a deployment; FAILED_PRECONDITION where
+    the model that had it is deployed and the new one is not.
+    """
+    DeleteModelAlias: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.DeleteModelAliasRequest, _trained_models_pb2.DeleteModelAliasResponse]
+    """Takes an alias away. NOT_FOUND where there is none, or where it is not `model_id`'s; FAILED_PRECONDITION where a
+    pipeline or an index uses it.
+    """
     StartDeployment: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.StartDeploymentRequest, _trained_models_pb2.StartDeploymentResponse]
     """Starts a deployment of a model. A model that is still being downloaded is waited for within the call's deadline; a
     start that outlives the deadline goes on.
 
     NOT_FOUND where there is no model; ALREADY_EXISTS where the deployment id is taken; INVALID_ARGUMENT for a setting
-    out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load,
-    or where the processor or the model cannot do with the `precision` that was asked for (the message says what to use).
+    out of range, for both a number of allocations and adaptive ones, or a deployment id that is another model's id;
+    FAILED_PRECONDITION where the model has no files yet, failed to download or to load, or where the processor or the
+    model cannot do with the `precision` that was asked for (the message says what to use); RESOURCE_EXHAUSTED where the
+    server's setting `model_memory_bytes` leaves too little (the message has both figures); DEADLINE_EXCEEDED where the
+    deadline passed first.
+    """
+    UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.UpdateDeploymentRequest, _trained_models_pb2.UpdateDeploymentResponse]
+    """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost.
+
+    NOT_FOUND where there is none; INVALID_ARGUMENT for a number out of range, for none, or for both a number and
+    adaptive allocations; FAILED_PRECONDITION while it is STOPPING, or of low priority with more than one;
+    RESOURCE_EXHAUSTED as for StartDeployment.
     """
     StopDeployment: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.StopDeploymentRequest, _trained_models_pb2.StopDeploymentResponse]
     """Stops a deployment: texts already admitted are answered, new ones are refused, then its workers end. NOT_FOUND where
@@ -78,12 +121,28 @@ class TrainedModelsStub:
     """Gives one deployment. NOT_FOUND where there is none."""
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.ListDeploymentsRequest, _trained_models_pb2.ListDeploymentsResponse]
     """Lists deployments by id. INVALID_ARGUMENT for a page token that this call did not give."""
+    ClearDeploymentCache: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.ClearDeploymentCacheRequest, _trained_models_pb2.ClearDeploymentCacheResponse]
+    """Forgets the expansions that a deployment keeps. NOT_FOUND where there is none."""
+    GetTrainedModelStats: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.GetTrainedModelStatsRequest, _trained_models_pb2.GetTrainedModelStatsResponse]
+    """Gives figures of models and their deployments, models by id, their deployments by id. Counts begin at the server's
+    start. NOT_FOUND where a name without "*" is no model's, deployment's or alias; INVALID_ARGUMENT for a page token that
+    this call did not give.
+    """
     Infer: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.InferRequest, _trained_models_pb2.InferResponse]
     """Expands texts into sparse vectors, in the order of the texts.
 
     NOT_FOUND where there is no deployment; FAILED_PRECONDITION while it is not STARTED; RESOURCE_EXHAUSTED with
     RetryInfo where its queue has no room for the texts; INVALID_ARGUMENT for more texts than its queue ever holds, or
     an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue.
+    """
+    StreamInfer: _grpc.StreamStreamMultiCallable[_trained_models_pb2.StreamInferRequest, _trained_models_pb2.StreamInferResponse]
+    """Expands any number of texts: options first, then texts, one answer for each message of them, in their order. Where
+    the deployment's queue is full the stream is slowed down rather than refused; texts of a few hundred messages may be
+    on their way, so send without waiting for answers.
+
+    Texts that cannot be expanded are answered with `error`, and the stream goes on. It ends with NOT_FOUND,
+    FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE where the deployment stops meanwhile, and
+    with INVALID_ARGUMENT for messages out of order.
     """
 
 @_typing.type_check_only
@@ -94,16 +153,20 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     workers (allocations), queue and statistics, so that indexing cannot slow searching down. Models and desired
     deployments outlive a restart of the server.
 
-    Identifiers of models and deployments match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a packaged
-    model, whose source the server knows: `.splade_tiny` is built in.
+    Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
+    packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
+    the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
+    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
+    a deployment that runs that model.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutTrainedModel: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.PutTrainedModelRequest, _trained_models_pb2.PutTrainedModelResponse]  # type: ignore[assignment]
-    """Stores a model's configuration and starts the download of its artefacts.
+    """Stores a model's configuration and starts the download of its artefacts, where there is a source. Without one the
+    model is DEFINED, and UploadTrainedModel brings its files.
 
-    ALREADY_EXISTS where a model or a deployment of that id exists; NOT_FOUND where a packaged model is unknown;
-    INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
+    ALREADY_EXISTS where a model, an alias or a deployment of that id exists; NOT_FOUND where a packaged model is
+    unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
     STATE_FAILED, says why in `error`, and DownloadTrainedModel tries again.
     """
     GetTrainedModel: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.GetTrainedModelRequest, _trained_models_pb2.GetTrainedModelResponse]  # type: ignore[assignment]
@@ -111,7 +174,9 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     ListTrainedModels: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.ListTrainedModelsRequest, _trained_models_pb2.ListTrainedModelsResponse]  # type: ignore[assignment]
     """Lists models by id. INVALID_ARGUMENT for a page token that this call did not give."""
     DeleteTrainedModel: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.DeleteTrainedModelRequest, _trained_models_pb2.DeleteTrainedModelResponse]  # type: ignore[assignment]
-    """Deletes a model and its artefacts. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment runs it."""
+    """Deletes a model, its artefacts and its aliases. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment
+    runs it, or a pipeline or an index uses it, unless `force` is set: its deployments are then stopped first.
+    """
     DownloadTrainedModel: _aio.UnaryStreamMultiCallable[_trained_models_pb2.DownloadTrainedModelRequest, _trained_models_pb2.DownloadTrainedModelResponse]  # type: ignore[assignment]
     """Starts the download, or joins the one that runs, and streams its progress until the model's state is final. Leaving
     the stream stops nothing. A READY model answers with one message. A download that ends well starts those deployments
@@ -120,13 +185,50 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     NOT_FOUND where there is no model; UNAVAILABLE where the source cannot be reached; FAILED_PRECONDITION where what it
     gave cannot be used (a wrong checksum, a missing file, a pickle); RESOURCE_EXHAUSTED where the disk is full.
     """
+    CancelDownload: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.CancelDownloadRequest, _trained_models_pb2.CancelDownloadResponse]  # type: ignore[assignment]
+    """Ends a model's download. What was fetched is dropped, the model turns FAILED and says so; DownloadTrainedModel begins
+    anew. NOT_FOUND where there is no model; FAILED_PRECONDITION where it is not being downloaded.
+    """
+    UploadTrainedModel: _aio.StreamUnaryMultiCallable[_trained_models_pb2.UploadTrainedModelRequest, _trained_models_pb2.UploadTrainedModelResponse]  # type: ignore[assignment]
+    """Takes the files of a model that has no source: a header before each file, then its bytes, and a commit at the end,
+    after which the model is READY. What has arrived is kept, over a cut and over a restart: to go on, send the header
+    again with `offset` set to the bytes that are held, which GetTrainedModel shows.
+
+    NOT_FOUND where there is no model; FAILED_PRECONDITION where it is neither DEFINED nor FAILED, or has a source, where
+    another stream uploads it, where `offset` is not what is held (the details say what is), where a file's size or
+    SHA-256 differ from its header's (that file is dropped), or where the files cannot be used (a file is missing, a
+    pickle: what is there stays); INVALID_ARGUMENT for a name that is not a model's file, or parts out of order;
+    RESOURCE_EXHAUSTED where the disk has no room.
+    """
+    PutModelAlias: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.PutModelAliasRequest, _trained_models_pb2.PutModelAliasResponse]  # type: ignore[assignment]
+    """Gives a model another name, under which calls, pipelines and mappings may use it. With `reassign` the alias moves
+    there from the model that had it.
+
+    NOT_FOUND where there is no model; ALREADY_EXISTS where the alias is another model's and `reassign` is not set;
+    INVALID_ARGUMENT for an alias that ends in a digit or is the id of a model or a deployment; FAILED_PRECONDITION where
+    the model that had it is deployed and the new one is not.
+    """
+    DeleteModelAlias: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.DeleteModelAliasRequest, _trained_models_pb2.DeleteModelAliasResponse]  # type: ignore[assignment]
+    """Takes an alias away. NOT_FOUND where there is none, or where it is not `model_id`'s; FAILED_PRECONDITION where a
+    pipeline or an index uses it.
+    """
     StartDeployment: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.StartDeploymentRequest, _trained_models_pb2.StartDeploymentResponse]  # type: ignore[assignment]
     """Starts a deployment of a model. A model that is still being downloaded is waited for within the call's deadline; a
     start that outlives the deadline goes on.
 
     NOT_FOUND where there is no model; ALREADY_EXISTS where the deployment id is taken; INVALID_ARGUMENT for a setting
-    out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load,
-    or where the processor or the model cannot do with the `precision` that was asked for (the message says what to use).
+    out of range, for both a number of allocations and adaptive ones, or a deployment id that is another model's id;
+    FAILED_PRECONDITION where the model has no files yet, failed to download or to load, or where the processor or the
+    model cannot do with the `precision` that was asked for (the message says what to use); RESOURCE_EXHAUSTED where the
+    server's setting `model_memory_bytes` leaves too little (the message has both figures); DEADLINE_EXCEEDED where the
+    deadline passed first.
+    """
+    UpdateDeployment: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.UpdateDeploymentRequest, _trained_models_pb2.UpdateDeploymentResponse]  # type: ignore[assignment]
+    """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost.
+
+    NOT_FOUND where there is none; INVALID_ARGUMENT for a number out of range, for none, or for both a number and
+    adaptive allocations; FAILED_PRECONDITION while it is STOPPING, or of low priority with more than one;
+    RESOURCE_EXHAUSTED as for StartDeployment.
     """
     StopDeployment: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.StopDeploymentRequest, _trained_models_pb2.StopDeploymentResponse]  # type: ignore[assignment]
     """Stops a deployment: texts already admitted are answered, new ones are refused, then its workers end. NOT_FOUND where
@@ -136,12 +238,28 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     """Gives one deployment. NOT_FOUND where there is none."""
     ListDeployments: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.ListDeploymentsRequest, _trained_models_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
     """Lists deployments by id. INVALID_ARGUMENT for a page token that this call did not give."""
+    ClearDeploymentCache: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.ClearDeploymentCacheRequest, _trained_models_pb2.ClearDeploymentCacheResponse]  # type: ignore[assignment]
+    """Forgets the expansions that a deployment keeps. NOT_FOUND where there is none."""
+    GetTrainedModelStats: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.GetTrainedModelStatsRequest, _trained_models_pb2.GetTrainedModelStatsResponse]  # type: ignore[assignment]
+    """Gives figures of models and their deployments, models by id, their deployments by id. Counts begin at the server's
+    start. NOT_FOUND where a name without "*" is no model's, deployment's or alias; INVALID_ARGUMENT for a page token that
+    this call did not give.
+    """
     Infer: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.InferRequest, _trained_models_pb2.InferResponse]  # type: ignore[assignment]
     """Expands texts into sparse vectors, in the order of the texts.
 
     NOT_FOUND where there is no deployment; FAILED_PRECONDITION while it is not STARTED; RESOURCE_EXHAUSTED with
     RetryInfo where its queue has no room for the texts; INVALID_ARGUMENT for more texts than its queue ever holds, or
     an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue.
+    """
+    StreamInfer: _aio.StreamStreamMultiCallable[_trained_models_pb2.StreamInferRequest, _trained_models_pb2.StreamInferResponse]  # type: ignore[assignment]
+    """Expands any number of texts: options first, then texts, one answer for each message of them, in their order. Where
+    the deployment's queue is full the stream is slowed down rather than refused; texts of a few hundred messages may be
+    on their way, so send without waiting for answers.
+
+    Texts that cannot be expanded are answered with `error`, and the stream goes on. It ends with NOT_FOUND,
+    FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE where the deployment stops meanwhile, and
+    with INVALID_ARGUMENT for messages out of order.
     """
 
 class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
@@ -151,8 +269,11 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
     workers (allocations), queue and statistics, so that indexing cannot slow searching down. Models and desired
     deployments outlive a restart of the server.
 
-    Identifiers of models and deployments match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a packaged
-    model, whose source the server knows: `.splade_tiny` is built in.
+    Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
+    packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
+    the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
+    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
+    a deployment that runs that model.
     """
 
     @_abc_1.abstractmethod
@@ -161,10 +282,11 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _trained_models_pb2.PutTrainedModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trained_models_pb2.PutTrainedModelResponse, _abc.Awaitable[_trained_models_pb2.PutTrainedModelResponse]]:
-        """Stores a model's configuration and starts the download of its artefacts.
+        """Stores a model's configuration and starts the download of its artefacts, where there is a source. Without one the
+        model is DEFINED, and UploadTrainedModel brings its files.
 
-        ALREADY_EXISTS where a model or a deployment of that id exists; NOT_FOUND where a packaged model is unknown;
-        INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
+        ALREADY_EXISTS where a model, an alias or a deployment of that id exists; NOT_FOUND where a packaged model is
+        unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
         STATE_FAILED, says why in `error`, and DownloadTrainedModel tries again.
         """
 
@@ -190,7 +312,9 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _trained_models_pb2.DeleteTrainedModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trained_models_pb2.DeleteTrainedModelResponse, _abc.Awaitable[_trained_models_pb2.DeleteTrainedModelResponse]]:
-        """Deletes a model and its artefacts. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment runs it."""
+        """Deletes a model, its artefacts and its aliases. NOT_FOUND where there is none; FAILED_PRECONDITION while a deployment
+        runs it, or a pipeline or an index uses it, unless `force` is set: its deployments are then stopped first.
+        """
 
     @_abc_1.abstractmethod
     def DownloadTrainedModel(
@@ -207,6 +331,57 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def CancelDownload(
+        self,
+        request: _trained_models_pb2.CancelDownloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trained_models_pb2.CancelDownloadResponse, _abc.Awaitable[_trained_models_pb2.CancelDownloadResponse]]:
+        """Ends a model's download. What was fetched is dropped, the model turns FAILED and says so; DownloadTrainedModel begins
+        anew. NOT_FOUND where there is no model; FAILED_PRECONDITION where it is not being downloaded.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadTrainedModel(
+        self,
+        request_iterator: _MaybeAsyncIterator[_trained_models_pb2.UploadTrainedModelRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_trained_models_pb2.UploadTrainedModelResponse, _abc.Awaitable[_trained_models_pb2.UploadTrainedModelResponse]]:
+        """Takes the files of a model that has no source: a header before each file, then its bytes, and a commit at the end,
+        after which the model is READY. What has arrived is kept, over a cut and over a restart: to go on, send the header
+        again with `offset` set to the bytes that are held, which GetTrainedModel shows.
+
+        NOT_FOUND where there is no model; FAILED_PRECONDITION where it is neither DEFINED nor FAILED, or has a source, where
+        another stream uploads it, where `offset` is not what is held (the details say what is), where a file's size or
+        SHA-256 differ from its header's (that file is dropped), or where the files cannot be used (a file is missing, a
+        pickle: what is there stays); INVALID_ARGUMENT for a name that is not a model's file, or parts out of order;
+        RESOURCE_EXHAUSTED where the disk has no room.
+        """
+
+    @_abc_1.abstractmethod
+    def PutModelAlias(
+        self,
+        request: _trained_models_pb2.PutModelAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trained_models_pb2.PutModelAliasResponse, _abc.Awaitable[_trained_models_pb2.PutModelAliasResponse]]:
+        """Gives a model another name, under which calls, pipelines and mappings may use it. With `reassign` the alias moves
+        there from the model that had it.
+
+        NOT_FOUND where there is no model; ALREADY_EXISTS where the alias is another model's and `reassign` is not set;
+        INVALID_ARGUMENT for an alias that ends in a digit or is the id of a model or a deployment; FAILED_PRECONDITION where
+        the model that had it is deployed and the new one is not.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteModelAlias(
+        self,
+        request: _trained_models_pb2.DeleteModelAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trained_models_pb2.DeleteModelAliasResponse, _abc.Awaitable[_trained_models_pb2.DeleteModelAliasResponse]]:
+        """Takes an alias away. NOT_FOUND where there is none, or where it is not `model_id`'s; FAILED_PRECONDITION where a
+        pipeline or an index uses it.
+        """
+
+    @_abc_1.abstractmethod
     def StartDeployment(
         self,
         request: _trained_models_pb2.StartDeploymentRequest,
@@ -216,8 +391,24 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         start that outlives the deadline goes on.
 
         NOT_FOUND where there is no model; ALREADY_EXISTS where the deployment id is taken; INVALID_ARGUMENT for a setting
-        out of range, or a deployment id that is another model's id; FAILED_PRECONDITION where the model failed to download or to load,
-        or where the processor or the model cannot do with the `precision` that was asked for (the message says what to use).
+        out of range, for both a number of allocations and adaptive ones, or a deployment id that is another model's id;
+        FAILED_PRECONDITION where the model has no files yet, failed to download or to load, or where the processor or the
+        model cannot do with the `precision` that was asked for (the message says what to use); RESOURCE_EXHAUSTED where the
+        server's setting `model_memory_bytes` leaves too little (the message has both figures); DEADLINE_EXCEEDED where the
+        deadline passed first.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateDeployment(
+        self,
+        request: _trained_models_pb2.UpdateDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trained_models_pb2.UpdateDeploymentResponse, _abc.Awaitable[_trained_models_pb2.UpdateDeploymentResponse]]:
+        """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost.
+
+        NOT_FOUND where there is none; INVALID_ARGUMENT for a number out of range, for none, or for both a number and
+        adaptive allocations; FAILED_PRECONDITION while it is STOPPING, or of low priority with more than one;
+        RESOURCE_EXHAUSTED as for StartDeployment.
         """
 
     @_abc_1.abstractmethod
@@ -247,6 +438,25 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         """Lists deployments by id. INVALID_ARGUMENT for a page token that this call did not give."""
 
     @_abc_1.abstractmethod
+    def ClearDeploymentCache(
+        self,
+        request: _trained_models_pb2.ClearDeploymentCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trained_models_pb2.ClearDeploymentCacheResponse, _abc.Awaitable[_trained_models_pb2.ClearDeploymentCacheResponse]]:
+        """Forgets the expansions that a deployment keeps. NOT_FOUND where there is none."""
+
+    @_abc_1.abstractmethod
+    def GetTrainedModelStats(
+        self,
+        request: _trained_models_pb2.GetTrainedModelStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trained_models_pb2.GetTrainedModelStatsResponse, _abc.Awaitable[_trained_models_pb2.GetTrainedModelStatsResponse]]:
+        """Gives figures of models and their deployments, models by id, their deployments by id. Counts begin at the server's
+        start. NOT_FOUND where a name without "*" is no model's, deployment's or alias; INVALID_ARGUMENT for a page token that
+        this call did not give.
+        """
+
+    @_abc_1.abstractmethod
     def Infer(
         self,
         request: _trained_models_pb2.InferRequest,
@@ -257,6 +467,21 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         NOT_FOUND where there is no deployment; FAILED_PRECONDITION while it is not STARTED; RESOURCE_EXHAUSTED with
         RetryInfo where its queue has no room for the texts; INVALID_ARGUMENT for more texts than its queue ever holds, or
         an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamInfer(
+        self,
+        request_iterator: _MaybeAsyncIterator[_trained_models_pb2.StreamInferRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trained_models_pb2.StreamInferResponse], _abc.AsyncIterator[_trained_models_pb2.StreamInferResponse]]:
+        """Expands any number of texts: options first, then texts, one answer for each message of them, in their order. Where
+        the deployment's queue is full the stream is slowed down rather than refused; texts of a few hundred messages may be
+        on their way, so send without waiting for answers.
+
+        Texts that cannot be expanded are answered with `error`, and the stream goes on. It ends with NOT_FOUND,
+        FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE where the deployment stops meanwhile, and
+        with INVALID_ARGUMENT for messages out of order.
         """
 
 def add_TrainedModelsServicer_to_server(servicer: TrainedModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
