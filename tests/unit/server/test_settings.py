@@ -137,7 +137,8 @@ REPOSITORIES = [
     ("https://host/a/%2e%2e/b", 'holds ".."'),
     ("https://host/a b", "holds a space"),
     ("file://host/models", "must be file:///folder"),
-    ("file:models", "must be file:///folder"),
+    ("file:models", "must begin with https://"),
+    ("file://models", "must be file:///folder"),
 ]
 
 
