@@ -141,8 +141,9 @@ def ours(folder: Path) -> Iterator[Peer]:
     from encode_peers import Peer  # noqa: PLC0415 - imports torch
     from termwise.server.errors import FailedPreconditionError  # noqa: PLC0415
     from termwise.server.inference.base import ExpansionConfig, Side  # noqa: PLC0415
+    from termwise.server.inference.computing import PRECISIONS  # noqa: PLC0415
     from termwise.server.inference.hardware import has_bfloat16  # noqa: PLC0415
-    from termwise.server.inference.loader import PRECISIONS, load_encoder  # noqa: PLC0415
+    from termwise.server.inference.loader import load_encoder  # noqa: PLC0415
 
     for precision in ("bfloat16", "float32", "int8"):
         if precision not in PRECISIONS or (precision == "bfloat16" and not has_bfloat16()):

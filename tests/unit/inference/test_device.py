@@ -15,9 +15,10 @@ from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import Encoder, ExpansionConfig, Side
 from termwise.server.inference.device import DeviceNetwork, cuda_device, plan_spans
-from termwise.server.inference.loader import _read_tensors, load_encoder
+from termwise.server.inference.fast import _read_tensors
+from termwise.server.inference.loader import load_encoder
 from termwise.server.inference.splade import SpladeEncoder
-from termwise.server.inference.text import TextTokenizer
+from termwise.server.inference.text import open_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def load_generic(folder: Path, config: ExpansionConfig, device: str = "cpu", pre
     opened = open_folder(folder)
     network = DeviceNetwork(opened, _read_tensors(opened), precision, torch.device(device))
     fingerprints = {side: side.value for side in Side}
-    return SpladeEncoder(config, TextTokenizer(opened, config), fingerprints, network, precision)
+    return SpladeEncoder(config, open_tokenizer(opened, config), fingerprints, network, precision)
 
 
 def dense(encoder: Encoder, texts: Sequence[str], side: Side) -> NDArray[np.float32]:

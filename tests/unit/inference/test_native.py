@@ -19,8 +19,9 @@ from numpy.random import mtrand
 
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import Encoder, ExpansionConfig, Side
+from termwise.server.inference.fast import _read_tensors
 from termwise.server.inference.hardware import has_bfloat16, set_compute_threads
-from termwise.server.inference.loader import _read_tensors, load_encoder
+from termwise.server.inference.loader import load_encoder
 from termwise.server.inference.native import library
 from termwise.server.inference.native.layout import Kind, Matrix, RowsStructure, aligned, to_bfloat16
 from termwise.server.inference.native.library import Level, best_level, levels

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from termwise.server.errors import InvalidArgumentError
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import ExpansionConfig, Side
-from termwise.server.inference.text import TextTokenizer
+from termwise.server.inference.text import TextTokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ _PIECES = st.sampled_from(
 
 @cache
 def load(folder: Path, max_tokens: int) -> tuple[TextTokenizer, Tokenizer]:
-    ours = TextTokenizer(open_folder(folder), ExpansionConfig(max_tokens=max_tokens))
+    ours = open_tokenizer(open_folder(folder), ExpansionConfig(max_tokens=max_tokens))
     return ours, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
@@ -65,7 +65,7 @@ def test_truncation_equals_the_tokenizers_own(model_folder: Path, pieces: list[s
 
 @pytest.mark.parametrize("text", ["word " * 2_000_000, "x" * 10_000_000, " " * 9_999_990 + "end", "北" * 3_000_000])
 def test_ten_megabytes_are_cut_soon(model_folder: Path, text: str) -> None:
-    tokenizer = TextTokenizer(open_folder(model_folder), ExpansionConfig())
+    tokenizer = open_tokenizer(open_folder(model_folder), ExpansionConfig())
     start = time.process_time()
     tokenized = tokenizer.tokenize([text], Side.DOCUMENT)[0]
     assert time.process_time() - start < 2
@@ -75,12 +75,12 @@ def test_ten_megabytes_are_cut_soon(model_folder: Path, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t ", "\u3000"])
 def test_text_without_content_has_no_tokens(model_folder: Path, text: str) -> None:
-    tokenizer = TextTokenizer(open_folder(model_folder), ExpansionConfig(document_prefix="passage: "))
+    tokenizer = open_tokenizer(open_folder(model_folder), ExpansionConfig(document_prefix="passage: "))
     assert list(tokenizer.tokenize([text], Side.DOCUMENT)[0].ids) == []
 
 
 def test_model_without_truncation_refuses_long_texts(model_folder: Path) -> None:
-    tokenizer = TextTokenizer(open_folder(model_folder), ExpansionConfig(max_tokens=8, truncate=False))
+    tokenizer = open_tokenizer(open_folder(model_folder), ExpansionConfig(max_tokens=8, truncate=False))
     fits = tokenizer.tokenize(["one two three four five six"], Side.DOCUMENT)[0]
     assert len(fits.ids) == 8
     assert not fits.truncated
@@ -89,4 +89,4 @@ def test_model_without_truncation_refuses_long_texts(model_folder: Path) -> None
 
 
 def test_default_length_is_the_models_own(model_folder: Path) -> None:
-    assert TextTokenizer(open_folder(model_folder), ExpansionConfig()).max_tokens == 512
+    assert open_tokenizer(open_folder(model_folder), ExpansionConfig()).max_tokens == 512

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
@@ -30,24 +31,38 @@ _LONGEST_LOOK = 1 << 18
 _NO_TOKENS = TokenizedText(())
 
 
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How texts are cut: at most `max_tokens` tokens, special ones included, a prefix before each.
+
+    `truncate` False refuses longer texts; `special` False leaves the special tokens out.
+    """
+
+    max_tokens: int
+    document_prefix: str = ""
+    query_prefix: str = ""
+    truncate: bool = True
+    special: bool = True
+
+
 class TextTokenizer:
     """Cuts texts as a model wants them: prefix, special tokens, length. Thread-safe."""
 
-    def __init__(self, folder: ModelFolder, config: ExpansionConfig) -> None:
-        """Load the tokenizer of a model's folder.
+    def __init__(self, tokenizer: Any, vocabulary_size: int, rules: TextRules) -> None:
+        """Cut by a `tokenizers.Tokenizer` that neither truncates nor pads.
 
         Raises:
-            FailedPreconditionError: the tokenizer is broken or is not this model's, or `max_tokens` is out of range.
+            FailedPreconditionError: it knows more tokens than the model's vocabulary has.
 
         """
-        self._tokenizer = load_tokenizer(folder)
-        self._prefixes = {Side.DOCUMENT: config.document_prefix, Side.QUERY: config.query_prefix}
-        self._truncate = config.truncate
-        self._head, self._tail = _special_ids(self._tokenizer)
-        self.max_tokens = resolve_max_tokens(folder, config)
+        self._tokenizer = tokenizer
+        self._prefixes = {Side.DOCUMENT: rules.document_prefix, Side.QUERY: rules.query_prefix}
+        self._truncate = rules.truncate
+        self._head, self._tail = _special_ids(tokenizer) if rules.special else ([], [])
+        self.max_tokens = rules.max_tokens
         self._room = max(1, self.max_tokens - len(self._head) - len(self._tail))
         self._first_look = self._room * _CHARACTERS_A_TOKEN
-        self.vocabulary = _vocabulary(self._tokenizer, folder.dimensions.vocabulary)
+        self.vocabulary = _vocabulary(tokenizer, vocabulary_size)
 
     def tokenize(self, texts: Sequence[str], side: Side, *, truncate: bool | None = None) -> list[TokenizedText]:
         """Cut texts; one without content becomes no tokens at all. `truncate` overrides what the configuration says.
@@ -92,6 +107,19 @@ class TextTokenizer:
             ids: list[int] = self._tokenizer.encode_batch_fast([cut], add_special_tokens=False)[0].ids
             if len(cut) == len(text) or len(ids) >= self._room + _CUT_MARGIN or look == _LONGEST_LOOK:
                 return cut, ids
+
+
+def open_tokenizer(folder: ModelFolder, config: ExpansionConfig) -> TextTokenizer:
+    """Load the tokenizer of a model's folder.
+
+    Raises:
+        FailedPreconditionError: the tokenizer is broken or is not this model's, or `max_tokens` is out of range.
+
+    """
+    rules = TextRules(
+        resolve_max_tokens(folder, config), config.document_prefix, config.query_prefix, truncate=config.truncate
+    )
+    return TextTokenizer(load_tokenizer(folder), folder.dimensions.vocabulary, rules)
 
 
 def resolve_max_tokens(folder: ModelFolder, config: ExpansionConfig) -> int:

@@ -1,0 +1,128 @@
+"""The fast path: a model's weights in packed networks, checked against the plain path."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from termwise.server.errors import FailedPreconditionError
+from termwise.server.inference.architectures import current_name
+from termwise.server.inference.base import Side
+from termwise.server.inference.computing import refuse_device, refuse_precision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor
+
+    from termwise.server.inference.artefacts import ModelFolder
+    from termwise.server.inference.base import Encoder, ExpansionConfig
+    from termwise.server.inference.computing import Computing
+    from termwise.server.inference.networks import Network
+    from termwise.server.inference.text import TextTokenizer
+
+_log = logging.getLogger(__name__)
+
+
+def load_fast(
+    opened: ModelFolder,
+    config: ExpansionConfig,
+    tokenizer: TextTokenizer,
+    fingerprints: dict[Side, str],
+    computing: Computing,
+) -> Encoder:
+    """Load a model of a known architecture into the best network that runs here and answers as the plain path does.
+
+    Raises:
+        FailedPreconditionError: see `loader.load_encoder`.
+
+    """
+    from termwise.server.inference.hardware import set_compute_threads  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.parity import Judge  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.plain import plain_weights  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.splade import SpladeEncoder  # noqa: PLC0415 - imports torch
+
+    make_networks, able, where = _choose_device(computing.device)
+    choices = [computing.precision]
+    if computing.precision == "auto":
+        choices = ["bfloat16", "float32"] if "bfloat16" in able else ["float32"]
+    elif computing.precision not in able:
+        raise refuse_precision(f"{where} does not compute in {computing.precision}", "PRECISION_UNSUPPORTED")
+    tensors = _read_tensors(opened)
+    set_compute_threads(computing.threads)
+    judge = Judge(tokenizer, fingerprints[Side.DOCUMENT], computing.cache, partial(plain_weights, opened))
+    refusal: str | None = None
+    failure: Exception | None = None
+    for choice, make in ((each, maker) for each in choices for maker in make_networks(opened, tensors, each)):
+        try:
+            network = make()
+            encoder = SpladeEncoder(config, tokenizer, fingerprints, network, choice)
+            problem = judge.compare(encoder)
+        except (RuntimeError, MemoryError) as error:
+            # A product that this processor or build of torch lacks, or memory: the next network may do without.
+            _log.warning("encoder in %s does not run here", choice, exc_info=error)
+            failure = error
+            continue
+        if problem is None:
+            _log.info("encoder in %s by %s", choice, network.kernel)
+            return encoder
+        _log.warning("encoder in %s by %s is refused: %s", choice, network.kernel, problem)
+        refusal = problem
+    if refusal is None and failure is not None:
+        raise _does_not_run(choices[-1], failure) from failure
+    if choices[-1] != "float32":
+        why = f"this model's vectors in it differ too much from the exact ones ({refusal})"
+        raise refuse_precision(why, "PARITY_FAILED")
+    raise FailedPreconditionError(
+        f"The model's vectors differ from those of plain transformers ({refusal}); it cannot be served.",
+        reason="PARITY_FAILED",
+        metadata={"architecture": opened.architecture.name},
+    ) from failure
+
+
+def _does_not_run(precision: str, error: Exception) -> FailedPreconditionError:
+    """Make the error for a model that no network computes, from what the last one raised."""
+    # torch has no type for the processor's memory, and one that is a RuntimeError for a device's.
+    if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):
+        return FailedPreconditionError(
+            "The model does not run here: out of memory; free some, or use a smaller model.",
+            reason="MODEL_DOES_NOT_RUN",
+        )
+    why = f"the model does not run in {precision} here ({type(error).__name__}); the server's log says more"
+    if precision != "float32":
+        return refuse_precision(why, "MODEL_DOES_NOT_RUN")
+    return FailedPreconditionError(f"{why[0].upper()}{why[1:]}.", reason="MODEL_DOES_NOT_RUN")
+
+
+def _choose_device(device: str) -> tuple[Callable[..., Iterable[Callable[[], Network]]], set[str], str]:
+    """Give what makes networks on a device, the precisions that they compute in there, and the device in words."""
+    from termwise.server.inference import device as devices  # noqa: PLC0415 - imports torch
+    from termwise.server.inference.hardware import has_bfloat16  # noqa: PLC0415
+    from termwise.server.inference.networks import has_int8, make_networks  # noqa: PLC0415
+
+    cuda = devices.cuda_device() if device != "cpu" else None
+    if cuda is None:
+        if device == "cuda":
+            raise refuse_device("There is no CUDA device that torch can use; set auto or cpu.")
+        able = {"float32"} | ({"bfloat16"} if has_bfloat16() else set()) | ({"int8"} if has_int8() else set())
+        return make_networks, able, "this processor"
+
+    def make(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> list[Callable[[], Network]]:
+        return [lambda: devices.DeviceNetwork(folder, tensors, precision, cuda)]
+
+    return make, {"float32"} | ({"bfloat16"} if devices.cuda_has_bfloat16() else set()), "this CUDA device"
+
+
+def _read_tensors(folder: ModelFolder) -> dict[str, Tensor]:
+    """Read all weights into memory as float32, under today's names."""
+    import torch  # noqa: PLC0415 - slow to import
+    from safetensors import safe_open  # noqa: PLC0415 - not a need of the client's install
+
+    tensors: dict[str, Tensor] = {}
+    for file in folder.weights:
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 - not a mapping
+                # A copy: the file may be replaced while its map is in use.
+                tensors[current_name(name)] = stored.get_tensor(name).to(torch.float32, copy=True)
+    return tensors
