@@ -20,6 +20,8 @@ from termwise.server.inference.architectures import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from termwise.server.inference.layouts import SpecialTokens
+
 _FLOAT32_BYTES = 4
 # Names under which weights come as pickles, which run code when they are opened and are never read here.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -30,7 +32,8 @@ class ModelFolder:
     """A model's folder whose files are all there and fit together.
 
     `weights` are the safetensors files; `tokenizer` is tokenizer.json, or the files of the vocabulary where there is
-    none; `bias` is the name of the head's vocabulary bias. `weights_bytes` is the size of all tensors in float32.
+    none; `bias` is the name of the head's vocabulary bias. `weights_bytes` is the size of all tensors in float32;
+    `lowercase`: texts are put into small letters before anything else.
     """
 
     path: Path
@@ -42,6 +45,32 @@ class ModelFolder:
     tokenizer: tuple[Path, ...]
     bias: str
     weights_bytes: int
+    lowercase: bool = False
+
+    @property
+    def name(self) -> str:
+        """The architecture's name."""
+        return self.architecture.name
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that there are weights for."""
+        return self.dimensions.vocabulary
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that the model takes."""
+        return self.dimensions.longest
+
+    @property
+    def hidden(self) -> int:
+        """Width of a layer."""
+        return self.dimensions.hidden
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The names of special tokens where tokenizer_config.json does not say otherwise."""
+        return self.architecture.special
 
     @property
     def size_bytes(self) -> int:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
 from termwise.server.inference.base import Side, TokenizedText
-from termwise.server.inference.tokenizer_files import load_tokenizer
+from termwise.server.inference.tokenizer_files import load_tokenizer, too_many_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.base import ExpansionConfig
+    from termwise.server.inference.tokenizer_files import TextSource
 
 # Longest text in tokens where the configuration leaves it open (the proto's rule for `max_tokens` 0).
 _DEFAULT_MAX_TOKENS = 512
@@ -109,7 +109,7 @@ class TextTokenizer:
                 return cut, ids
 
 
-def open_tokenizer(folder: ModelFolder, config: ExpansionConfig) -> TextTokenizer:
+def open_tokenizer(source: TextSource, config: ExpansionConfig) -> TextTokenizer:
     """Load the tokenizer of a model's folder.
 
     Raises:
@@ -117,19 +117,19 @@ def open_tokenizer(folder: ModelFolder, config: ExpansionConfig) -> TextTokenize
 
     """
     rules = TextRules(
-        resolve_max_tokens(folder, config), config.document_prefix, config.query_prefix, truncate=config.truncate
+        resolve_max_tokens(source, config), config.document_prefix, config.query_prefix, truncate=config.truncate
     )
-    return TextTokenizer(load_tokenizer(folder), folder.dimensions.vocabulary, rules)
+    return TextTokenizer(load_tokenizer(source), source.vocabulary, rules)
 
 
-def resolve_max_tokens(folder: ModelFolder, config: ExpansionConfig) -> int:
+def resolve_max_tokens(source: TextSource, config: ExpansionConfig) -> int:
     """Give the longest text in tokens, special ones included.
 
     Raises:
         FailedPreconditionError: the configuration asks for more than the model has positions, or for too few.
 
     """
-    positions = folder.dimensions.longest
+    positions = source.longest
     if config.max_tokens:
         if not _LEAST_MAX_TOKENS <= config.max_tokens <= positions:
             raise FailedPreconditionError(
@@ -138,7 +138,7 @@ def resolve_max_tokens(folder: ModelFolder, config: ExpansionConfig) -> int:
                 metadata={"limit": str(positions), "actual": str(config.max_tokens)},
             )
         return config.max_tokens
-    own = folder.tokenizer_config.get("model_max_length")
+    own = source.tokenizer_config.get("model_max_length")
     limits = [positions, _DEFAULT_MAX_TOKENS]
     if isinstance(own, int) and own >= _LEAST_MAX_TOKENS:
         limits.append(own)
@@ -172,13 +172,12 @@ def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 def _vocabulary(tokenizer: Any, size: int) -> list[str]:
     """Give every token's string by id; ids that the tokenizer leaves without one (padding of the matrix) get a name."""
+    count: int = tokenizer.get_vocab_size(with_added_tokens=True)
+    if count > size:
+        raise too_many_tokens(count, size)
     known: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     if known and max(known.values()) >= size:
-        raise FailedPreconditionError(
-            f"The model's tokenizer knows {max(known.values()) + 1} tokens and its weights {size}; they do not belong"
-            " together.",
-            reason="MODEL_UNUSABLE",
-        )
+        raise too_many_tokens(max(known.values()) + 1, size)
     strings = [f"[id{number}]" for number in range(size)]
     for token, number in known.items():
         strings[number] = token
