@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from termwise.server.inference.base import Expansion, InferenceTimings, Side
 from termwise.server.inference.cache import CacheFacts, ExpansionCache, Key, cache_key
+from termwise.server.inference.statistics import Tally
 
 if TYPE_CHECKING:
     import asyncio
@@ -120,6 +121,8 @@ class Queue:
         self.waiting = 0
         # A guess of the tokens that wait.
         self.waiting_tokens = 0
+        # What happened, until somebody takes it over.
+        self.tally = Tally()
         self._cache = ExpansionCache(0) if cache is None else cache
         self._hits = self._misses = 0
         self._flying: dict[Key, Job] = {}
@@ -156,12 +159,16 @@ class Queue:
             self._place(call, key, known.get(key))
         return True
 
-    def take(self, budget: int, now: float) -> list[Job]:
-        """Take texts of one side for a batch of about `budget` tokens.
+    def clear_cache(self) -> None:
+        """Forget the expansions that are kept."""
+        self._cache.clear()
+
+    def take(self, budget: int, now: float, jobs: list[Job] | None = None) -> list[Job]:
+        """Take texts of one side for a batch of about `budget` tokens; they are put into `jobs` one by one.
 
         Empty where nothing is ready, or all of it was late: what waited for its room may then be `ready`.
         """
-        jobs: list[Job] = []
+        jobs = [] if jobs is None else jobs
         side: Side | None = None
         others: list[Call] = []
         while self._turns and budget > 0:
@@ -198,20 +205,29 @@ class Queue:
         return wanted
 
     def complete(self, job: Job, expansion: Expansion, taken: float, tokenize: float, inference: float) -> None:
-        """Answer all who wait for a job that a worker took at `taken`; the others are seconds that it spent."""
+        """Answer all who wait for a job that a worker took at `taken`; the others are seconds that it spent.
+
+        The model ran for one of them; for the rest it is as if it had come out of the cache.
+        """
         self._close(job)
         # From here on it is shared.
         expansion.token_ids.flags.writeable = expansion.weights.flags.writeable = False
         self._cache.put(job.key, expansion)
+        hits = -1
         for call, position in job.waiters:
             if not call.over:
                 call.spend(max(0.0, taken - call.since), tokenize, inference)
                 self._answer(call, position, expansion)
+                hits += 1
+        self.tally.hits += max(0, hits)
 
-    def fail(self, job: Job) -> list[Call]:
-        """End a job without an answer; gives the calls that waited for it."""
+    def fail(self, job: Job, *, refused: bool = False) -> list[Call]:
+        """End a job without an answer; gives the calls that waited for it. `refused`: the text is bad, nothing broke."""
+        waiting = [call for call, _ in job.waiters if not call.over]
+        if not refused and job.state is not JobState.OVER:
+            self.tally.errors += len(waiting)
         self._close(job)
-        return [call for call, _ in job.waiters if not call.over]
+        return waiting
 
     def end(self, call: Call, now: float) -> None:
         """Note that nobody waits for a call any more, and let others have its room."""
@@ -229,12 +245,31 @@ class Queue:
         """Give the calls of which no text was admitted."""
         return [call for call in self._line if not call.seen and not call.over]
 
+    def all_calls(self) -> list[Call]:
+        """Give the calls that wait for an answer."""
+        waiting = {call: None for job in self._flying.values() for call, _ in job.waiters}
+        return [call for call in [*waiting, *self._line] if not call.over]
+
+    def restore_turns(self) -> None:
+        """Put right what was left half done when taking a batch broke: who has texts that wait has a turn."""
+        for call in self.all_calls():
+            call.ready.clear()
+            call.in_turns = False
+        self._turns.clear()
+        for job in self._flying.values():
+            if job.state is JobState.WAITING:
+                for call in dict.fromkeys(call for call, _ in job.waiters if not call.over):
+                    call.ready.append(job)
+                    self._give_turn(call)
+
     def _place(self, call: Call, key: Key, known: Expansion | None) -> None:
         """Answer a call's next text, or let it wait in a job."""
         position = call.seen
         call.seen += 1
+        self.tally.arrivals += 1
         if known is not None:
             self._hits += 1
+            self.tally.hits += 1
             self._answer(call, position, known)
             return
         job = self._flying.get(key)
@@ -255,6 +290,7 @@ class Queue:
     def _answer(self, call: Call, position: int, expansion: Expansion) -> None:
         call.results[position] = expansion
         call.left -= 1
+        self.tally.answered += 1
         if not call.left:
             call.over = True
             self._finished.append(call)
@@ -280,9 +316,9 @@ class Queue:
         while call.ready and taken < _TURN and budget > 0:
             job = call.ready.popleft()
             if job.state is JobState.WAITING:
+                jobs.append(job)
                 self._count(job, -1)
                 job.state = JobState.TAKEN
-                jobs.append(job)
                 taken += 1
                 budget -= job.tokens
         return budget

@@ -12,23 +12,29 @@ from termwise.server.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     ResourceExhaustedError,
-    TermwiseError,
     UnavailableError,
 )
-from termwise.server.inference.admission import Call, Job, Queue
-from termwise.server.inference.base import Encoder, Expansion, InferenceTimings, Side, TokenizedText
+from termwise.server.inference.admission import Call, Job, JobState, Queue
+from termwise.server.inference.base import Encoder, Expansion, InferenceTimings, Side
 from termwise.server.inference.cache import CacheFacts, ExpansionCache
+from termwise.server.inference.crew import Crew, Worker
 from termwise.server.inference.hardware import set_compute_threads, yield_to_others
+from termwise.server.inference.runs import encode, tokenize
+from termwise.server.inference.statistics import Statistics
 from termwise.server.inference.turns import Turn, Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from termwise.server.inference.priority import PriorityGate
 
 # Bounds of the advice when to retry, in seconds.
 _LEAST_RETRY = 0.05
 _MOST_RETRY = 30.0
 # Share of the newest batch in the running mean of seconds a text.
 _NEWEST = 0.2
+# Seconds before its deadline in which a call that is cancelled counts as late: its caller's clock is not ours.
+_AT_DEADLINE = 0.01
 
 
 class Batcher:
@@ -44,9 +50,12 @@ class Batcher:
     batches find their processor's cache cold (measured: 16 callers got 6 to 14 % fewer short queries through).
 
     Texts that equal one in flight, or one whose expansion is kept, do not reach the model. Used from one event loop.
+
+    An error of the model, or of a text, goes to those who wait for the batch. Whatever else a worker meets ends it:
+    those who wait for its batch may retry, and another worker takes its place.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but four have defaults
         self,
         encoder: Encoder,
         *,
@@ -55,6 +64,11 @@ class Batcher:
         queue_capacity: int,
         batch_tokens: int = 4096,
         cache_size_bytes: int = 0,
+        statistics: Statistics | None = None,
+        gate: PriorityGate | None = None,
+        low_priority: bool = False,
+        on_broken: Callable[[UnavailableError], None] | None = None,
+        name: str = "",
     ) -> None:
         """Prepare; `start` starts.
 
@@ -65,6 +79,12 @@ class Batcher:
             queue_capacity: texts that may wait for a worker; those in a batch count no more.
             batch_tokens: tokens of a batch, by a guess from its characters; the encoder splits what turns out longer.
             cache_size_bytes: most bytes of expansions that are kept for equal texts to come.
+            statistics: counts what happens; None: nobody asks.
+            gate: shared by the batchers of a server; None: this one is alone.
+            low_priority: begin no batch while others, of normal priority, fill the processors.
+            on_broken: hears, once and in a worker's thread, that workers die one after the other and there will be no
+                more; everybody was told then, and only `close` is left to do.
+            name: the deployment's, for the log.
 
         """
         self._encoder = encoder
@@ -75,23 +95,24 @@ class Batcher:
         # Where workers wait for texts, and the second ones for a batch full of them.
         self._texts = threading.Condition(self._lock)
         self._batches = threading.Condition(self._lock)
-        self._turns = Turns(self._lock, allocations)
+        self._turns = Turns(self._lock, allocations, self._tell_gate)
         # First workers that have nothing to do.
         self._idle = 0
         self._closing = False
         self._seconds_a_text = 0.01
-        self._allocations = allocations
-        self._workers = [
-            threading.Thread(target=self._work, args=(second,), name=f"encoder-{number}{'b' * second}", daemon=True)
-            for number in range(allocations)
-            for second in (False, True)
-        ]
+        self._statistics = Statistics() if statistics is None else statistics
+        self._gate = gate if low_priority else None
+        self._share = None if gate is None or low_priority else gate.join()
+        self._low_priority = low_priority
+        self._on_broken = on_broken
+        self._broken: UnavailableError | None = None
+        self._crew = Crew(self._lock, allocations, work=self._work, bury=self._bury, give_up=self._give_up, name=name)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def allocation_count(self) -> int:
         """Allocations that run."""
-        return sum(worker.is_alive() for worker in self._workers[::2])
+        return self._crew.present
 
     @property
     def pending(self) -> int:
@@ -105,8 +126,29 @@ class Batcher:
 
     def start(self) -> None:
         """Start the workers."""
-        for worker in self._workers:
-            worker.start()
+        self._crew.start()
+
+    def resize(self, allocations: int) -> None:
+        """Have more allocations at once, or fewer as soon as they end their batches; what was admitted is answered.
+
+        Raises:
+            ValueError: fewer than one.
+            RuntimeError: the system gives no more threads; fewer allocations run.
+
+        """
+        if allocations < 1:
+            message = f"{allocations} allocations are too few; one is the least."
+            raise ValueError(message)
+        with self._lock:
+            self._turns.resize(allocations)
+            self._texts.notify_all()
+            self._batches.notify_all()
+        self._crew.resize(allocations)
+
+    def clear_cache(self) -> None:
+        """Forget the expansions that are kept."""
+        with self._lock:
+            self._queue.clear_cache()
 
     async def submit(
         self, texts: Sequence[str], side: Side, *, deadline: float | None, wait: bool
@@ -135,13 +177,15 @@ class Batcher:
         call = Call(texts, side, deadline, loop.create_future(), now, patient=wait)
         with self._lock:
             if self._closing:
-                raise _closing()
+                raise self._broken or _closing()
             if not self._queue.admit(call):
+                self._count(rejected=len(texts))
                 raise self._full(len(texts))
             self._loop = loop
             finished = self._queue.take_finished()
+            self._count()
             self._call_for_work()
-        _settle(finished, {})
+        settle(finished, {})
         timer = None
         if deadline is not None and not call.future.done():
             timer = loop.call_later(deadline - now, _expire, call.future)
@@ -160,13 +204,18 @@ class Batcher:
         """Refuse new texts, answer those that were admitted, and end the workers."""
         with self._lock:
             self._closing = True
+            self._crew.end()
             strangers = self._queue.strangers()
         self._leave(strangers)
-        for call in strangers:
-            _fail(call.future, _closing())
-        for worker in self._workers:
-            if worker.ident is not None:
-                await asyncio.to_thread(worker.join)
+        settle([], dict.fromkeys(strangers, _closing()))
+        # One that dies meanwhile has another take its place, as long as texts wait.
+        while threads := self._crew.threads():
+            for thread in threads:
+                await asyncio.to_thread(thread.join)
+        with self._lock:
+            left = self._queue.all_calls()
+        self._leave(left)  # there never was a worker
+        settle([], dict.fromkeys(left, _closing()))
 
     def _check(self, texts: Sequence[str], deadline: float | None, now: float, *, wait: bool) -> None:
         if not texts:
@@ -178,11 +227,13 @@ class Batcher:
                 metadata={"limit": str(self._queue.capacity), "actual": str(len(texts))},
             )
         if deadline is not None and now >= deadline:
+            with self._lock:
+                self._count(timeouts=len(texts))
             raise _late()
 
     def _full(self, count: int) -> ResourceExhaustedError:
         waiting = self._queue.waiting
-        seconds = (waiting + count) * self._seconds_a_text / self._allocations
+        seconds = (waiting + count) * self._seconds_a_text / self._crew.size
         return ResourceExhaustedError(
             f"The deployment's queue is full ({waiting} of {self._queue.capacity} texts wait); retry later.",
             reason="QUEUE_FULL",
@@ -193,14 +244,33 @@ class Batcher:
     def _leave(self, calls: Iterable[Call]) -> None:
         """Let others have the room of calls that nobody waits for. On the event loop."""
         with self._lock:
+            now = time.monotonic()
             for call in calls:
-                self._queue.end(call, time.monotonic())
+                # One that is cancelled at its deadline comes too late as well.
+                late = call.deadline is not None and now >= call.deadline - _AT_DEADLINE
+                self._count(timeouts=call.left * late)
+                self._queue.end(call, now)
             finished = self._queue.take_finished()
+            self._count()
             self._call_for_work()
-        _settle(finished, {})
+        settle(finished, {})
+
+    def _count(self, seconds: float = 0.0, *, rejected: int = 0, timeouts: int = 0) -> None:
+        """Hand over what happened to the queue's texts, and the model's seconds. Under the lock."""
+        tally = self._queue.tally
+        tally.rejected += rejected
+        tally.timeouts += timeouts
+        self._statistics.add(tally, seconds)
+
+    def _tell_gate(self) -> None:
+        """Say how many threads would compute now if they could: all, where texts wait. Under the lock."""
+        if self._share is not None:
+            turns = self._crew.size if self._queue.waiting else self._turns.running
+            self._share.want(self._threads * turns)
 
     def _call_for_work(self) -> None:
         """Wake a worker where there is something for it; all of them where the batcher closes. Under the lock."""
+        self._tell_gate()
         if self._closing:
             self._texts.notify_all()
             self._batches.notify_all()
@@ -214,64 +284,78 @@ class Batcher:
 
     # From here on: the workers' threads.
 
-    def _work(self, second: bool) -> None:
-        yield_to_others()
+    def _work(self, worker: Worker) -> None:
+        yield_to_others(low_priority=self._low_priority)
         set_compute_threads(self._threads)
-        while taken := self._next_batch() if second else self._next():
-            self._run(*taken)
+        while (turn := self._next_batch(worker) if worker.second else self._next(worker)) is not None:
+            self._run(worker.jobs, turn)
+            worker.jobs, worker.turn = [], None
 
-    def _next(self) -> tuple[list[Job], Turn] | None:
-        """Wait for texts; None once the batcher closes and nothing is left."""
+    def _next(self, worker: Worker) -> Turn | None:
+        """Wait for texts; None once this worker is not wanted, or the batcher closes and nothing is left."""
         with self._lock:
             self._idle += 1
             try:
-                while not (taken := self._take()) and not self._is_over():
-                    self._texts.wait()
+                while not self._is_over(worker) and not self._take(worker):
+                    self._wait(self._texts)
             finally:
                 self._idle -= 1
             self._call_for_work()  # there may be more than this batch, or the others may end too
-            return taken
+            return worker.turn
 
-    def _next_batch(self) -> tuple[list[Job], Turn] | None:
+    def _next_batch(self, worker: Worker) -> Turn | None:
         """Wait for a full batch that no first worker is free for; None as above."""
         with self._lock:
-            while not self._is_over():
-                if self._has_batch() and (taken := self._take()):
-                    self._call_for_work()
-                    return taken
-                self._batches.wait()
-            return None
+            while not self._is_over(worker) and not (self._has_batch() and self._take(worker)):
+                self._wait(self._batches)
+            self._call_for_work()
+            return worker.turn
 
-    def _take(self) -> tuple[list[Job], Turn] | None:
-        jobs = self._queue.take(self._batch_tokens, time.monotonic())
-        while not jobs and self._queue.ready:
-            jobs = self._queue.take(self._batch_tokens, time.monotonic())
-        self._deliver(self._queue.take_finished(), {})
-        return (jobs, self._turns.make()) if jobs else None
+    def _wait(self, condition: threading.Condition) -> None:
+        held_back = self._gate is not None and self._queue.waiting
+        condition.wait(self._pause() if held_back else None)
 
-    def _is_over(self) -> bool:
-        return self._closing and not self._queue.waiting
+    def _pause(self) -> float:
+        """Give the seconds for which work of low priority must wait; 0.0: it may begin."""
+        return 0.0 if self._gate is None or self._closing else self._gate.pause()
+
+    def _take(self, worker: Worker) -> bool:
+        """Take a batch, and a turn for it, if there is one."""
+        if self._pause():
+            return False
+        queue = self._queue
+        queue.take(self._batch_tokens, time.monotonic(), worker.jobs)
+        while not worker.jobs and queue.ready:
+            queue.take(self._batch_tokens, time.monotonic(), worker.jobs)
+        self._deliver(queue.take_finished(), {})
+        if worker.jobs:
+            worker.turn = self._turns.make()
+        return bool(worker.jobs)
+
+    def _is_over(self, worker: Worker) -> bool:
+        return (self._closing and not self._queue.waiting) or self._crew.retire(worker)
 
     def _run(self, jobs: list[Job], turn: Turn) -> None:
-        """Expand a batch and tell its callers. Whatever goes wrong fails them alone."""
+        """Expand a batch and tell its callers. What goes wrong with it fails them alone."""
         taken = time.monotonic()
         try:
-            tokenized = self._tokenize(jobs)
+            tokenized, refused = tokenize(self._encoder, jobs)
+            if refused:
+                with self._lock:
+                    self._fail(refused, refused=True)
             cut = time.monotonic()
             turn.take()
             # That takes a while: what nobody waits for any more is not run.
             with self._lock:
                 ready = self._queue.still_wanted(tokenized, time.monotonic())
-            expansions = self._encode([tokenized[job] for job in ready], jobs[0].side, turn)
+            expansions = encode(self._encoder, [tokenized[job] for job in ready], jobs[0].side, turn)
             answers = list(zip(ready, expansions, strict=True))
-        except BaseException as caught:  # noqa: BLE001 - it goes to the callers; the worker goes on
-            # A panic of a library in Rust is no Exception; as one it ends their calls as any other bug does.
-            error = caught if isinstance(caught, Exception) else RuntimeError(f"{type(caught).__name__}: {caught}")
-            with self._lock:
-                self._fail(dict.fromkeys(jobs, error))
-            return
-        finally:
+        except Exception as error:  # noqa: BLE001 - it goes to the callers; the worker goes on
             turn.give_back()
+            with self._lock:
+                self._fail(dict.fromkeys(jobs, error), turn.held)
+            return
+        turn.give_back()
         done = time.monotonic()
         if answers:
             self._seconds_a_text += _NEWEST * (turn.held / len(answers) - self._seconds_a_text)
@@ -279,66 +363,73 @@ class Batcher:
         with self._lock:
             for job, expansion in answers:
                 self._queue.complete(job, expansion, taken + turn.waited, cut - taken, done - cut - turn.waited)
+            self._count(turn.held)
+            self._crew.praise()
             self._deliver(self._queue.take_finished(), {})
 
-    def _fail(self, failures: dict[Job, Exception]) -> None:
+    def _fail(self, failures: Mapping[Job, Exception], seconds: float = 0.0, *, refused: bool = False) -> None:
         """End jobs without an answer, and the calls that wait for them. Under the lock."""
-        failed = {call: error for job, error in failures.items() for call in self._queue.fail(job)}
+        failed = {call: error for job, error in failures.items() for call in self._queue.fail(job, refused=refused)}
         for call in failed:
             self._queue.end(call, time.monotonic())
+        self._count(seconds)
         self._deliver(self._queue.take_finished(), failed)
         self._call_for_work()
 
-    def _encode(self, texts: list[TokenizedText], side: Side, turn: Turn) -> list[Expansion]:
-        """Run the model, once for texts that are cut into the same tokens."""
-        places: dict[tuple[tuple[int, ...], bool], int] = {}
-        order = [places.setdefault((tuple(text.ids), text.truncated), len(places)) for text in texts]
-        if len(places) == len(texts):
-            return self._encoder.encode(texts, side, turn) if texts else []
-        firsts = dict(zip(reversed(order), reversed(texts), strict=True))
-        expansions = self._encoder.encode([firsts[place] for place in range(len(places))], side, turn)
-        return [expansions[place] for place in order]
+    def _bury(self, worker: Worker, delay: float) -> None:
+        """Tell those who wait for a dead worker's batch, and see to it that nothing else is lost with it."""
+        if worker.turn is not None:
+            worker.turn.give_back()
+        error = UnavailableError(
+            "The worker that had these texts died, and another takes its place; retry.",
+            reason="WORKER_DIED",
+            retry_after=timedelta(seconds=max(delay, _LEAST_RETRY)),
+        )
+        with self._lock:
+            unanswered = [job for job in worker.jobs if job.state is not JobState.OVER]
+            self._fail(dict.fromkeys(unanswered, error), worker.turn.held if worker.turn else 0.0)
+            self._queue.restore_turns()
+            self._call_for_work()
 
-    def _tokenize(self, jobs: list[Job]) -> dict[Job, TokenizedText]:
-        """Cut a batch's texts into tokens; where one is refused, those who wait for it fail at once."""
-        side = jobs[0].side
-        try:
-            return dict(zip(jobs, self._encoder.tokenize([job.text for job in jobs], side), strict=True))
-        except TermwiseError:
-            tokenized = {}
-            for job in jobs:
-                try:
-                    tokenized[job] = self._encoder.tokenize([job.text], side)[0]
-                except TermwiseError as error:
-                    with self._lock:
-                        self._fail({job: error})
-            return tokenized
+    def _give_up(self, cause: BaseException) -> None:
+        """Tell everybody that there are no workers any more."""
+        self._broken = UnavailableError(
+            f"The deployment's workers die one after the other ({type(cause).__name__}); the server's log says more.",
+            reason="WORKERS_DIED",
+        )
+        with self._lock:
+            self._closing = True
+            calls = self._queue.all_calls()
+            for call in calls:
+                self._queue.end(call, time.monotonic())
+            self._deliver(self._queue.take_finished(), dict.fromkeys(calls, self._broken))
+            self._call_for_work()
+        if self._on_broken is not None:
+            self._on_broken(self._broken)
 
-    def _deliver(self, finished: list[Call], failures: dict[Call, Exception]) -> None:
+    def _deliver(self, finished: list[Call], failures: Mapping[Call, Exception]) -> None:
         """Wake callers by one message to their event loop."""
         if (finished or failures) and self._loop is not None:
             try:
-                self._loop.call_soon_threadsafe(_settle, finished, failures)
+                self._loop.call_soon_threadsafe(settle, finished, failures)
             except RuntimeError:
                 # The event loop is closed, so nobody waits any more.
                 return
 
 
-def _settle(finished: list[Call], failures: dict[Call, Exception]) -> None:
+def settle(finished: Iterable[Call], failures: Mapping[Call, Exception]) -> None:
+    """Wake those who wait for calls that ended. On their event loop."""
     for call in finished:
         if not call.future.done():
             call.future.set_result(None)
     for call, error in failures.items():
-        _fail(call.future, error)
-
-
-def _fail(future: asyncio.Future[None], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
+        if not call.future.done():
+            call.future.set_exception(error)
 
 
 def _expire(future: asyncio.Future[None]) -> None:
-    _fail(future, _late())
+    if not future.done():
+        future.set_exception(_late())
 
 
 def _closing() -> UnavailableError:

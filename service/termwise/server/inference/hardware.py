@@ -14,6 +14,8 @@ from termwise.server.inference.native.library import best_level
 
 _THREADS_LOCK = threading.Lock()
 _NICE = 5
+# Of work that gives way to other encoders' too: the least there is.
+_LOW_NICE = 19
 
 
 def set_compute_threads(threads: int) -> int:
@@ -32,15 +34,17 @@ def set_compute_threads(threads: int) -> int:
         return torch.get_num_threads()
 
 
-def yield_to_others() -> None:
+def yield_to_others(*, low_priority: bool = False) -> None:
     """Let the rest of the server run before the calling thread where both want a processor.
+
+    One of low priority gives way to other encoders as well.
 
     An encoder that keeps all processors busy must not hold up health checks and searches (measured on two cores with
     both saturated: 12 to 20 ms in the 99th percentile of health, 20 to 23 without). An idle processor is used in full.
     """
     if sys.platform == "linux":
         # On Linux a nice value belongs to a thread. Lowering one's priority is always allowed.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_NICE if low_priority else _NICE)
 
 
 def has_bfloat16() -> bool:

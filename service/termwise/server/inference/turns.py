@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 
@@ -17,11 +18,22 @@ class Turns:
     awake would otherwise have turn after turn before another, whose batch is older, gets to run.
     """
 
-    def __init__(self, lock: threading.Lock, number: int) -> None:
-        """Let `number` compute at a time."""
+    def __init__(self, lock: threading.Lock, number: int, changed: Callable[[], None] = lambda: None) -> None:
+        """Let `number` compute at a time; `changed` hears, under the lock, when `running` may have changed."""
         self.lock = lock
         self._number = number
+        self._changed = changed
         self._line: list[Turn] = []
+
+    @property
+    def running(self) -> int:
+        """How many compute now, or are about to. Under the lock."""
+        return min(len(self._line), self._number)
+
+    def resize(self, number: int) -> None:
+        """Let another number compute at a time; those beyond it who compute now end first. Under the lock."""
+        self._number = number
+        self._call()
 
     def make(self) -> Turn:
         """Give a turn that stands in line. Under the lock."""
@@ -34,10 +46,16 @@ class Turns:
         self._line.append(turn)
         if len(self._line) <= self._number:
             turn.come()
+        self._changed()
 
     def leave(self, turn: Turn) -> None:
         """Let the next compute. Under the lock."""
         self._line.remove(turn)
+        self._call()
+        self._changed()
+
+    def _call(self) -> None:
+        # Those who compute stand before those who do not: who joins goes to the end, and places open from the front.
         for other in self._line[: self._number]:
             if not other.taken:
                 other.come()
