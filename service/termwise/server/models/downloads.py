@@ -7,14 +7,16 @@ import copy
 import dataclasses
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, TypeAlias
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import structlog
 
-from termwise.server.errors import FailedPreconditionError, TermwiseError
+from termwise.server.errors import FailedPreconditionError, Resource, TermwiseError, UnavailableError
 from termwise.server.inference.base import ExpansionConfig
-from termwise.server.metadata.records import ModelState
+from termwise.server.metadata.records import ModelRecord, ModelState
 from termwise.server.models import artifacts
 from termwise.server.models.repositories.base import FetchStoppedError
 from termwise.server.models.waiting import Signal
@@ -24,16 +26,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from termwise.server.inference.loader import ModelFacts
-    from termwise.server.metadata.records import ModelRecord
     from termwise.server.metadata.store import MetadataStore
+    from termwise.server.models.artifacts import Draft
     from termwise.server.models.packaged import PackagedModel
     from termwise.server.models.repositories.base import Repository
 
 Inspect: TypeAlias = "Callable[[Path, ExpansionConfig], ModelFacts]"
 """Looks at a model's folder and gives its facts (`inference.loader.inspect_model`)."""
 
-_AT_ONCE: Final = 4
-"""Downloads that run at a time; later ones wait their turn."""
+AT_ONCE: Final = 4
+"""Downloads that run at a time, unless the server's settings say otherwise; later ones wait their turn."""
 _REPORT_SECONDS: Final = 0.1
 """Shortest time between two changes of progress that watchers see."""
 
@@ -41,18 +43,20 @@ _log = structlog.get_logger(__name__)
 
 
 class Download:
-    """One model's download: how far it is, and how it ended."""
+    """One model's download: how far it is, and how it ended. `bytes_total` is 0 while it waits its turn."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin at nothing."""
         self.bytes_done = 0
         self.bytes_total = 0
+        self.admitted = False
         self.finished = False
         self.stopped = False
+        self.cancelled = False
         self.signal = Signal()
         self._error: TermwiseError | None = None
         self._loop = loop
-        self._stop = threading.Event()
+        self._unwanted = threading.Event()
         self._next_report = 0.0
 
     @property
@@ -62,26 +66,47 @@ class Download:
 
     def check_wanted(self) -> None:
         """Raise FetchStoppedError, in the thread that fetches, once it shall end."""
-        if self._stop.is_set():
+        if self._unwanted.is_set():
             raise FetchStoppedError
 
     def report(self, done: int, total: int) -> None:
         """Take progress from the thread that fetches; raise FetchStoppedError there once it shall end."""
         self.check_wanted()
         now = time.monotonic()
-        if now >= self._next_report or done == total:
+        if now >= self._next_report or done in {0, total}:
             self._next_report = now + _REPORT_SECONDS
             self._loop.call_soon_threadsafe(self._show, done, total)
 
     def _show(self, done: int, total: int) -> None:
+        if done:  # otherwise it begins anew
+            done = max(done, self.bytes_done)
         if (done, total) != (self.bytes_done, self.bytes_total):
             self.bytes_done, self.bytes_total = done, total
             self.signal.fire()
 
+    async def turn(self) -> None:
+        """Wait until it is admitted; raise FetchStoppedError once it shall end."""
+        await self.signal.wait_for(lambda: self.admitted or self._unwanted.is_set())
+        self.check_wanted()
+
+    def admit(self) -> None:
+        """Let it begin."""
+        self.admitted = True
+        self.signal.fire()
+
     def stop(self) -> None:
         """Ask the thread to end; the download then ends without a verdict."""
         self.stopped = True
-        self._stop.set()
+        self._end_soon()
+
+    def cancel(self) -> None:
+        """Ask the thread to end; the download then has failed, because it was cancelled."""
+        self.cancelled = True
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        self._unwanted.set()
+        self.signal.fire()
 
     def end(self, error: TermwiseError | None) -> None:
         """Note how it ended, and wake everyone."""
@@ -110,6 +135,7 @@ class Downloads:
         packaged: Mapping[str, PackagedModel],
         names: asyncio.Lock,
         on_ready: Callable[[str], None],
+        at_once: int = AT_ONCE,
     ) -> None:
         """Begin with none; `folder` is that of all models; `on_ready` hears the id of each model that is there now."""
         self._store = store
@@ -119,7 +145,9 @@ class Downloads:
         self._packaged = packaged
         self._names = names
         self._on_ready = on_ready
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="model-download")
+        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="model-download")
+        self._places = at_once
+        self._waiting: deque[Download] = deque()
         self._downloads: dict[str, Download] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -155,11 +183,40 @@ class Downloads:
             download.stop()
             await download.ended()
 
+    async def cancel(self, model_id: str) -> None:
+        """Cancel a model's download, and return once nothing of it runs and nothing of its files is left.
+
+        The model is FAILED then, and says that its download was cancelled; another download begins anew.
+
+        Raises:
+            FailedPreconditionError: none runs, or it ended first.
+            UnavailableError: the server stops, or the model is deleted meanwhile.
+
+        """
+        download = self.running(model_id)
+        if download is None:
+            raise FailedPreconditionError(
+                f'No download of model "{model_id}" is running, so there is nothing to cancel.',
+                reason="DOWNLOAD_NOT_RUNNING",
+                resource=Resource("model", model_id),
+            )
+        download.cancel()
+        await download.ended()
+        if download.stopped:
+            raise UnavailableError(f'The download of model "{model_id}" was stopped.', reason="DOWNLOAD_STOPPED")
+        if download.error is None:
+            raise FailedPreconditionError(
+                f'The download of model "{model_id}" ended before it could be cancelled.',
+                reason="DOWNLOAD_NOT_RUNNING",
+                resource=Resource("model", model_id),
+            )
+
     async def close(self) -> None:
         """End all downloads; their models stay DOWNLOADING, and the next start resumes them."""
         self._closed = True
         for download in self._downloads.values():
-            download.stop()
+            if not download.cancelled:
+                download.stop()
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._threads.shutdown(wait=False)
@@ -168,71 +225,123 @@ class Downloads:
         error: TermwiseError | None = None
         began = time.monotonic()
         try:
-            loop = asyncio.get_running_loop()
-            facts = await loop.run_in_executor(self._threads, self._fetch, record, download)
-            await self._settle(
-                download,
-                dataclasses.replace(
-                    record,
-                    state=ModelState.READY,
-                    fingerprint=facts.fingerprint,
-                    query_fingerprint=facts.query_fingerprint,
-                    size_bytes=facts.size_bytes,
-                    architecture=facts.architecture,
-                    vocabulary_size=facts.vocabulary_size,
-                    error="",
-                ),
-            )
+            facts = await self._in_turn(record, download)
+            await self._settle(download, record.model_id, **ready(facts))
             _log.info("model_ready", model=record.model_id, seconds=round(time.monotonic() - began, 3))
             self._on_ready(record.model_id)
-        except FetchStoppedError:
-            pass
         except asyncio.CancelledError:
             raise
         except BaseException as caught:  # noqa: BLE001 - whatever happens (a panic in Rust is no Exception), it says so
-            error = self._explain(record, caught)
-            await self._fail(record, download, error)
+            if download.cancelled:
+                error = await self._cancelled(record, download)
+            elif not isinstance(caught, FetchStoppedError):
+                error = self._explain(record, caught)
+                await self._fail(record, download, error)
         download.end(error)
+
+    async def _in_turn(self, record: ModelRecord, download: Download) -> ModelFacts:
+        """Wait for one of the places, and fetch."""
+        self._waiting.append(download)
+        self._admit()
+        try:
+            await download.turn()
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._fetch, record, download)
+        finally:
+            if download.admitted:
+                self._places += 1
+                self._admit()
+            else:
+                self._waiting.remove(download)
+
+    def _admit(self) -> None:
+        while self._places and self._waiting:
+            self._places -= 1
+            self._waiting.popleft().admit()
 
     def _fetch(self, record: ModelRecord, download: Download) -> ModelFacts:
         """Fetch, check and publish; runs in a thread."""
         target = self._folder / record.model_id
         config = ExpansionConfig(**record.config)
         if artifacts.is_complete(target):  # published, but the server ended before the model's record said so
-            return self._inspect(target, config)
+            try:
+                facts = self._inspect(target, config)
+            except FailedPreconditionError:
+                _log.warning("model_files_broken", model=record.model_id)
+            else:
+                artifacts.remove_drafts(self._folder, record.model_id)
+                return facts
         scheme = record.source_uri.partition("://")[0]
         repository = self._repositories.get(scheme)
         if repository is None:
             raise FailedPreconditionError(f'Sources of the kind "{scheme}" are not configured on this server.')
         download.check_wanted()
-        with artifacts.draft(self._folder) as draft:
+        draft = artifacts.open_draft(self._folder, record.model_id, record.source_uri, record.sha256)
+        keep = False
+        try:
+            facts = self._fill(draft, repository, record, download)
+            download.check_wanted()
+            artifacts.publish(draft.files, target)
+        except (FetchStoppedError, UnavailableError):
+            keep = True
+            raise
+        finally:
+            # What failed for another reason is not worth going on from: it is wrong, or the disk is full of it.
+            artifacts.close_draft(draft, keep=keep)
+        return facts
+
+    def _fill(self, draft: Draft, repository: Repository, record: ModelRecord, download: Download) -> ModelFacts:
+        """Fetch into a draft, and check what came."""
+        resumed = artifacts.is_begun(draft)
+        try:
             repository.fetch(
                 record.source_uri, draft.files, scratch=draft.scratch, sha256=record.sha256, report=download.report
             )
             if (known := self._packaged.get(record.model_id)) is not None:
                 artifacts.check_digest(draft.files / artifacts.WEIGHTS, known.weights_sha256, artifacts.WEIGHTS)
-            facts = self._inspect(draft.files, config)
-            download.check_wanted()
-            artifacts.remove(target)
-            artifacts.publish(draft.files, target)
-        return facts
+            return self._inspect(draft.files, ExpansionConfig(**record.config))
+        except FailedPreconditionError as error:
+            if not resumed:
+                raise
+            # What an earlier attempt left may be what is wrong, and not the source.
+            _log.warning("download_begun_anew", model=record.model_id, why=error.message)
+            artifacts.clear_draft(draft)
+            download.report(0, 0)
+            return self._fill(draft, repository, record, download)
 
-    async def _settle(self, download: Download, record: ModelRecord) -> None:
-        """Write what became of a model, unless it is being deleted."""
+    async def _settle(self, download: Download, model_id: str, **changes: Any) -> None:
+        """Write what became of a model, unless it is being deleted, or nobody wants it any more."""
         async with self._names:
-            if download.stopped:
+            if download.stopped or (download.cancelled and changes["state"] is ModelState.READY):
                 raise FetchStoppedError
-            await asyncio.to_thread(self._store.put_model, record)
+            record = await asyncio.to_thread(self._store.get_model, model_id)
+            if record is None:
+                raise FetchStoppedError
+            await asyncio.to_thread(self._store.put_model, dataclasses.replace(record, **changes))
 
     async def _fail(self, record: ModelRecord, download: Download, error: TermwiseError) -> None:
         try:
-            await self._settle(download, dataclasses.replace(record, state=ModelState.FAILED, error=error.message))
+            await self._settle(download, record.model_id, state=ModelState.FAILED, error=error.message)
         except FetchStoppedError:
             pass
         except Exception:  # noqa: BLE001 - it is logged, and the download still has to end
             # The full disk that failed the download may fail this too. The download itself knows its error until the
             # server ends; the next start finds the model DOWNLOADING, and tries again.
             _log.exception("model_state_not_stored", model=record.model_id)
+
+    async def _cancelled(self, record: ModelRecord, download: Download) -> TermwiseError:
+        """Leave nothing of a download that was cancelled, and say what became of it."""
+        model_id = record.model_id
+        error = FailedPreconditionError(
+            f'The download of model "{model_id}" was cancelled; call DownloadTrainedModel to begin it anew.',
+            reason="DOWNLOAD_CANCELLED",
+            resource=Resource("model", model_id),
+        )
+        with suppress(OSError):  # the next start sweeps what could not be removed
+            await asyncio.to_thread(artifacts.remove, self._folder / model_id)
+        await self._fail(record, download, error)
+        _log.info("download_cancelled", model=model_id)
+        return error
 
     def _explain(self, record: ModelRecord, caught: BaseException) -> TermwiseError:
         if isinstance(caught, TermwiseError):
@@ -247,3 +356,15 @@ class Downloads:
             )
         _log.warning("model_failed", model=record.model_id, error=error.message)
         return error
+
+
+def ready(facts: ModelFacts) -> dict[str, Any]:
+    """Give what changes in a model's record once its files are there."""
+    found = dataclasses.asdict(facts)
+    columns = {each.name for each in dataclasses.fields(ModelRecord)}
+    return {
+        **{name: value for name, value in found.items() if name in columns},
+        "facts": {name: value for name, value in found.items() if name not in columns},
+        "state": ModelState.READY,
+        "error": "",
+    }

