@@ -1,7 +1,9 @@
-"""A real server on a loopback port for each test that asks for one."""
+"""A real server on a loopback port for each test that asks for one, and one of models with an encoder held in hand."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +11,22 @@ import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from small_model import make_small_model
+from termwise.server.inference.fake import FakeEncoder
+from termwise.server.inference.loader import inspect_model
+from termwise.server.metadata.store import MetadataStore
+from termwise.server.models.catalog import ModelCatalog
+from termwise.server.models.deployments import Deployments
+from termwise.server.models.repositories.file import FileRepository
+from termwise.server.models.repositories.pypi import PyPIRepository
 from termwise.server.rpc.interceptors import CallInterceptor
 from termwise.server.rpc.status import DETAILS_KEY
+from termwise.server.rpc.trained_models import TrainedModelsServicer
+from termwise.v1 import trained_models_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
 LIMIT = 32 * 1024 * 1024
 
@@ -64,3 +77,60 @@ def details_of() -> Callable[[grpc.aio.AioRpcError], dict[str, Any]]:
         return found
 
     return decode
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_small_model(tmp_path / "tiny")
+
+
+class Held:
+    """Holds every batch of the fake encoder while `go` is clear."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.entered = threading.Event()
+
+    def __call__(self) -> None:
+        self.entered.set()
+        assert self.go.wait(60)
+
+
+@pytest.fixture
+def held() -> Held:
+    return Held()
+
+
+@pytest.fixture
+async def start(tmp_path: Path, serve: Any, held: Held) -> AsyncIterator[Callable[..., Any]]:
+    """Serve models of a temporary folder: `stub = await start(load=...)`; without `load`, by the fake encoder."""
+    closing: list[Any] = []
+    models = tmp_path / "models"
+    models.mkdir()
+
+    async def begin(load: Any = lambda *_: FakeEncoder(max_tokens=5, delay=held)) -> Any:
+        store = MetadataStore(tmp_path / "metadata.sqlite")
+        repositories = [PyPIRepository(), FileRepository()]
+        catalog = ModelCatalog(store, models, repositories=repositories, inspect=inspect_model)
+
+        async def references(deployment_id: str) -> list[str]:
+            return ['pipeline "expand"'] if deployment_id == "used" else []
+
+        deployments = Deployments(store, catalog, load=load, references=references)
+        servicer = TrainedModelsServicer(catalog, deployments)
+        closing.extend((deployments.close, catalog.close, lambda: asyncio.to_thread(store.close)))
+        channel = await serve(
+            lambda server: trained_models_pb2_grpc.add_TrainedModelsServicer_to_server(servicer, server)
+        )
+        return trained_models_pb2_grpc.TrainedModelsStub(channel)
+
+    yield begin
+    held.go.set()
+    for close in closing:
+        await close()
+
+
+@pytest.fixture
+async def stub(start: Any) -> Any:
+    return await start()

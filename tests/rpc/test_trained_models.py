@@ -9,81 +9,16 @@ import pytest
 from google.protobuf import json_format
 from safetensors.numpy import load_file, save_file
 
-from small_model import WORDS, make_small_model
+from small_model import WORDS
 from termwise.server.inference.fake import FakeEncoder
-from termwise.server.inference.loader import inspect_model, load_encoder
-from termwise.server.metadata.store import MetadataStore
-from termwise.server.models.catalog import ModelCatalog
-from termwise.server.models.deployments import Deployments
-from termwise.server.models.repositories.file import FileRepository
-from termwise.server.models.repositories.pypi import PyPIRepository
-from termwise.server.rpc.trained_models import TrainedModelsServicer
+from termwise.server.inference.loader import load_encoder
 from termwise.v1 import trained_models_pb2 as pb
-from termwise.v1 import trained_models_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 Code = grpc.StatusCode
 Model = pb.TrainedModel
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_small_model(tmp_path / "tiny")
-
-
-class Held:
-    """Holds every batch of the fake encoder while `go` is clear."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.go.set()
-        self.entered = threading.Event()
-
-    def __call__(self) -> None:
-        self.entered.set()
-        assert self.go.wait(60)
-
-
-@pytest.fixture
-def held() -> Held:
-    return Held()
-
-
-@pytest.fixture
-async def start(tmp_path: Path, serve: Any, held: Held) -> AsyncIterator[Callable[..., Any]]:
-    """Serve models of a temporary folder: `stub = await start(load=...)`; without `load`, by the fake encoder."""
-    closing: list[Any] = []
-    models = tmp_path / "models"
-    models.mkdir()
-
-    async def begin(load: Any = lambda *_: FakeEncoder(max_tokens=5, delay=held)) -> Any:
-        store = MetadataStore(tmp_path / "metadata.sqlite")
-        repositories = [PyPIRepository(), FileRepository()]
-        catalog = ModelCatalog(store, models, repositories=repositories, inspect=inspect_model)
-
-        async def references(deployment_id: str) -> list[str]:
-            return ['pipeline "expand"'] if deployment_id == "used" else []
-
-        deployments = Deployments(store, catalog, load=load, references=references)
-        servicer = TrainedModelsServicer(catalog, deployments)
-        closing.extend((deployments.close, catalog.close, lambda: asyncio.to_thread(store.close)))
-        channel = await serve(
-            lambda server: trained_models_pb2_grpc.add_TrainedModelsServicer_to_server(servicer, server)
-        )
-        return trained_models_pb2_grpc.TrainedModelsStub(channel)
-
-    yield begin
-    held.go.set()
-    for close in closing:
-        await close()
-
-
-@pytest.fixture
-async def stub(start: Any) -> Any:
-    return await start()
 
 
 async def put(stub: Any, folder: Path, model_id: str = "mine", **fields: Any) -> Model:
@@ -360,7 +295,7 @@ async def test_infer_says_what_was_cut_and_gives_ids_where_asked(stub: Any, fold
     assert with_ids.HasField("timings")
 
 
-async def test_a_full_queue_says_when_to_retry(stub: Any, folder: Path, held: Held, details_of: Any) -> None:
+async def test_a_full_queue_says_when_to_retry(stub: Any, folder: Path, held: Any, details_of: Any) -> None:
     await put(stub, folder)
     await run(stub, queue_capacity=2)
     held.go.clear()
@@ -416,7 +351,7 @@ async def test_input_type_is_needed_where_the_sides_differ(start: Any, folder: P
     assert len((await stub.Infer(query)).results) == 1
 
 
-async def test_a_short_deadline_reads_as_a_sentence(stub: Any, folder: Path, held: Held) -> None:
+async def test_a_short_deadline_reads_as_a_sentence(stub: Any, folder: Path, held: Any) -> None:
     await put(stub, folder)
     await run(stub)
     held.go.clear()

@@ -1,15 +1,20 @@
-"""TrainedModels over gRPC: convert, call, convert."""
+"""TrainedModels over gRPC: convert, call, modelling."""
 
 # ruff: noqa: N802 - the methods bear the names of the RPCs
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from termwise.server.context import authorize
+from termwise.server.errors import TermwiseError
+from termwise.server.models.streams import TextStreams
 from termwise.server.rpc import paging
 from termwise.server.rpc.context import request_context
-from termwise.server.rpc.convert import trained_models as convert
+from termwise.server.rpc.convert import deployments as deploying
+from termwise.server.rpc.convert import inference as inferring
+from termwise.server.rpc.convert import models as modelling
 from termwise.v1 import trained_models_pb2 as pb
 from termwise.v1 import trained_models_pb2_grpc
 
@@ -31,6 +36,7 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         """Serve these."""
         self._catalog = catalog
         self._deployments = deployments
+        self._streams = TextStreams(deployments)
 
     async def PutTrainedModel(
         self, request: pb.PutTrainedModelRequest, grpc_context: Context
@@ -38,16 +44,16 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         """Store a model and start its download."""
         context = request_context(grpc_context)
         authorize(context, "models.write", f"model/{request.model_id}")
-        model = await self._catalog.put(context, convert.new_model(request), convert.model_wait(request))
-        return pb.PutTrainedModelResponse(trained_model=convert.trained_model(model))
+        model = await self._catalog.put(context, modelling.new_model(request), modelling.model_wait(request))
+        return pb.PutTrainedModelResponse(trained_model=modelling.trained_model(model))
 
     async def GetTrainedModel(
         self, request: pb.GetTrainedModelRequest, grpc_context: Context
     ) -> pb.GetTrainedModelResponse:
         """Give one model."""
         authorize(request_context(grpc_context), "models.read", f"model/{request.model_id}")
-        model = await self._catalog.get(convert.model_id(request))
-        return pb.GetTrainedModelResponse(trained_model=convert.trained_model(model))
+        model = await self._catalog.get(modelling.model_id(request))
+        return pb.GetTrainedModelResponse(trained_model=modelling.trained_model(model))
 
     async def ListTrainedModels(
         self, request: pb.ListTrainedModelsRequest, grpc_context: Context
@@ -59,7 +65,7 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         found = await self._catalog.list(after, size + 1)
         models, token = paging.page(found, size, "ListTrainedModels", lambda model: model.record.model_id)
         return pb.ListTrainedModelsResponse(
-            trained_models=[convert.trained_model(model) for model in models], next_page_token=token
+            trained_models=[modelling.trained_model(model) for model in models], next_page_token=token
         )
 
     async def DeleteTrainedModel(
@@ -67,7 +73,7 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
     ) -> pb.DeleteTrainedModelResponse:
         """Delete a model."""
         authorize(request_context(grpc_context), "models.write", f"model/{request.model_id}")
-        await self._catalog.delete(convert.model_id(request))
+        await self._catalog.delete(modelling.model_id(request))
         return pb.DeleteTrainedModelResponse()
 
     async def DownloadTrainedModel(
@@ -76,8 +82,8 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         """Start or join a download, and give its progress."""
         context = request_context(grpc_context)
         authorize(context, "models.write", f"model/{request.model_id}")
-        async for progress in self._catalog.download(context, convert.model_id(request)):
-            yield pb.DownloadTrainedModelResponse(progress=convert.progress(progress))
+        async for progress in self._catalog.download(context, modelling.model_id(request)):
+            yield pb.DownloadTrainedModelResponse(progress=modelling.progress(progress))
 
     async def StartDeployment(
         self, request: pb.StartDeploymentRequest, grpc_context: Context
@@ -86,9 +92,9 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         context = request_context(grpc_context)
         authorize(context, "deployments.write", f"deployment/{request.deployment_id or request.model_id}")
         deployment = await self._deployments.start(
-            context, convert.new_deployment(request), convert.deployment_wait(request)
+            context, deploying.new_deployment(request), deploying.deployment_wait(request)
         )
-        return pb.StartDeploymentResponse(deployment=convert.deployment(deployment))
+        return pb.StartDeploymentResponse(deployment=deploying.deployment(deployment))
 
     async def StopDeployment(
         self, request: pb.StopDeploymentRequest, grpc_context: Context
@@ -96,14 +102,14 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         """Stop a deployment."""
         context = request_context(grpc_context)
         authorize(context, "deployments.write", f"deployment/{request.deployment_id}")
-        await self._deployments.stop(context, convert.deployment_id(request), force=request.force)
+        await self._deployments.stop(context, deploying.deployment_id(request), force=request.force)
         return pb.StopDeploymentResponse()
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, grpc_context: Context) -> pb.GetDeploymentResponse:
         """Give one deployment."""
         authorize(request_context(grpc_context), "deployments.read", f"deployment/{request.deployment_id}")
-        deployment = self._deployments.get(convert.deployment_id(request))
-        return pb.GetDeploymentResponse(deployment=convert.deployment(deployment))
+        deployment = self._deployments.get(deploying.deployment_id(request))
+        return pb.GetDeploymentResponse(deployment=deploying.deployment(deployment))
 
     async def ListDeployments(
         self, request: pb.ListDeploymentsRequest, grpc_context: Context
@@ -115,13 +121,30 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         found = self._deployments.list(after, size + 1)
         deployments, token = paging.page(found, size, "ListDeployments", lambda item: item.record.deployment_id)
         return pb.ListDeploymentsResponse(
-            deployments=[convert.deployment(deployment) for deployment in deployments], next_page_token=token
+            deployments=[deploying.deployment(deployment) for deployment in deployments], next_page_token=token
         )
 
     async def Infer(self, request: pb.InferRequest, grpc_context: Context) -> pb.InferResponse:
         """Expand texts."""
         context = request_context(grpc_context)
         authorize(context, "deployments.infer", f"deployment/{request.deployment_id}")
-        side = convert.side(request)
-        expansions = await self._deployments.expand(context, convert.deployment_id(request), list(request.texts), side)
-        return convert.infer_response(expansions, token_ids=request.include_token_ids)
+        side = inferring.side(request)
+        expansions = await self._deployments.expand(
+            context, deploying.deployment_id(request), list(request.texts), side
+        )
+        return inferring.infer_response(expansions, token_ids=request.include_token_ids)
+
+    async def StreamInfer(
+        self, request_iterator: AsyncIterator[pb.StreamInferRequest], grpc_context: Context
+    ) -> AsyncIterator[pb.StreamInferResponse]:
+        """Expand a stream of texts."""
+        context = request_context(grpc_context)
+        first = await anext(request_iterator, pb.StreamInferRequest())
+        authorize(context, "deployments.infer", f"deployment/{first.options.deployment_id}")
+        options, messages = inferring.stream_options(first), inferring.stream_texts(request_iterator)
+        try:
+            async with aclosing(self._streams.run(context, options, messages)) as answers:
+                async for answer in answers:
+                    yield inferring.stream_answer(answer, token_ids=first.options.include_token_ids)
+        except TermwiseError as error:
+            raise inferring.in_stream(error) from error
