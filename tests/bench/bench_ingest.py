@@ -29,6 +29,7 @@ import grpc
 import serving
 
 from termwise.server.inference.base import ExpansionConfig, Side
+from termwise.server.inference.hardware import set_compute_threads
 from termwise.server.inference.loader import load_encoder
 from termwise.v1 import document_pb2, indices_pb2, indices_pb2_grpc, pipeline_pb2, pipeline_pb2_grpc
 
@@ -45,14 +46,12 @@ PIPELINE = "expand"
 
 def encode(encoder: Encoder, texts: list[str], threads: int) -> tuple[float, list[Expansion]]:
     """Encode texts by several threads, and give the seconds and the expansions."""
-    import torch  # noqa: PLC0415
-
     parts: list[list[Expansion]] = [[] for _ in range(0, len(texts), BATCH)]
     pending = iter(list(enumerate(range(0, len(texts), BATCH))))
     lock = threading.Lock()
 
     def work() -> None:
-        torch.set_num_threads(1)
+        set_compute_threads(1)
         while True:
             with lock:
                 place, start = next(pending, (-1, 0))

@@ -73,9 +73,6 @@ def overhead(stub: Any, folder: Path, precision: str, calls: int) -> list[dict[s
     from termwise.server.inference.loader import load_encoder  # noqa: PLC0415
 
     encoder = load_encoder(folder, ExpansionConfig(), threads=1, precision=precision)
-    import torch  # noqa: PLC0415
-
-    torch.set_num_threads(1)
     request = infer("for_search", [QUERY], "QUERY")
     alone, served, inside = [], [], []
     for turn in range(calls + 50):

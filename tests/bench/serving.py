@@ -45,7 +45,7 @@ def server(place: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[byt
             while not port_file.exists():
                 if process.poll() is not None:
                     sys.exit((place / "log").read_text())
-                time.sleep(0.05)
+                time.sleep(0.005)
             yield f"127.0.0.1:{int(port_file.read_text())}", process
         finally:
             process.terminate()

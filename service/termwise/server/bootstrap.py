@@ -54,6 +54,8 @@ _BLOCKING_THREADS: Final = 32
 """Threads of `asyncio.to_thread`: SQLite, commits, model files. They wait for disks, not for processors."""
 _VOLATILE: Final = ("memory",)
 """Backends that forget at a restart."""
+_LARGE: Final = frozenset({"torch", "transformers"})
+"""Libraries of so many objects that the garbage collector takes long over them; some models need none of them."""
 _LAST_WORDS_SECONDS: Final = 1.0
 """After draining, how long answers on their way may take; watchers of health are cut off then."""
 
@@ -208,16 +210,17 @@ class Service:
 
 def _load(folder: Path, config: ExpansionConfig, threads: int, precision: str, *, cache: Path, device: str) -> Encoder:
     encoder = load_encoder(folder, config, threads=threads, precision=precision, cache=cache, device=device)
-    _quieten_collector()
+    _quieten_collector(_LARGE.intersection(sys.modules))
     return encoder
 
 
-@lru_cache(maxsize=1)
-def _quieten_collector() -> None:
-    """Take what the first model brought with it (torch above all) out of the garbage collector's sight, once.
+@lru_cache
+def _quieten_collector(libraries: frozenset[str]) -> None:
+    """Take what a model brought with it (torch above all) out of the garbage collector's sight, once each library.
 
     It would walk a million objects again and again, for a third of a second each time, while every call waits.
     """
+    del libraries
     gc.collect()
     gc.freeze()
 

@@ -15,10 +15,10 @@ from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import Encoder, ExpansionConfig, Side
 from termwise.server.inference.device import DeviceNetwork, cuda_device, plan_spans
-from termwise.server.inference.fast import _read_tensors
 from termwise.server.inference.loader import load_encoder
 from termwise.server.inference.splade import SpladeEncoder
 from termwise.server.inference.text import open_tokenizer
+from termwise.server.inference.weights import read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ TEXTS = [
 
 def load_generic(folder: Path, config: ExpansionConfig, device: str = "cpu", precision: str = "float32") -> Encoder:
     opened = open_folder(folder)
-    network = DeviceNetwork(opened, _read_tensors(opened), precision, torch.device(device))
+    network = DeviceNetwork(opened, read_weights(opened), precision, torch.device(device))
     fingerprints = {side: side.value for side in Side}
     return SpladeEncoder(config, open_tokenizer(opened, config), fingerprints, network, precision)
 

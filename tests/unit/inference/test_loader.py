@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
 from termwise.server.inference.architectures import ACTIVATIONS
 from termwise.server.inference.base import ExpansionConfig, Side
-from termwise.server.inference.hardware import has_bfloat16
+from termwise.server.inference.hardware import has_amx, has_bfloat16
 from termwise.server.inference.loader import inspect_model, load_encoder
 from termwise.server.inference.native.library import best_level
 from termwise.server.inference.native.network import NativeNetwork
-from termwise.server.inference.networks import TorchNetwork
+from termwise.server.inference.torch_network import TorchNetwork
 from termwise.server.settings import KERNEL
 
 if TYPE_CHECKING:
@@ -71,6 +71,22 @@ def test_inspection_batcher_and_fake_do_not_import_torch(model_folder: Path) -> 
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(model_folder)], check=True)
+
+
+@pytest.mark.skipif(best_level() is None or has_amx(), reason="torch computes here, or is compared with")
+def test_a_model_whose_verdict_is_kept_loads_and_runs_without_torch_and_transformers(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    load_encoder(model_folder, ExpansionConfig(), cache=tmp_path, device="cpu")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from termwise.server.inference.base import ExpansionConfig, Side\n"
+        "from termwise.server.inference.loader import load_encoder\n"
+        "encoder = load_encoder(Path(sys.argv[1]), ExpansionConfig(), cache=Path(sys.argv[2]), device='cpu')\n"
+        "encoder.encode(encoder.tokenize(['is pluto a planet?'], Side.QUERY), Side.QUERY)\n"
+        "sys.exit(', '.join({'torch', 'transformers'} & sys.modules.keys()) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(model_folder), str(tmp_path)], check=True)
 
 
 @pytest.mark.parametrize(

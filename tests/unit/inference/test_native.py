@@ -19,14 +19,15 @@ from numpy.random import mtrand
 
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import Encoder, ExpansionConfig, Side
-from termwise.server.inference.fast import _read_tensors
 from termwise.server.inference.hardware import has_bfloat16, set_compute_threads
 from termwise.server.inference.loader import load_encoder
 from termwise.server.inference.native import library
 from termwise.server.inference.native.layout import Kind, Matrix, RowsStructure, aligned, to_bfloat16
 from termwise.server.inference.native.library import Level, best_level, levels
 from termwise.server.inference.native.network import team_size
-from termwise.server.inference.networks import TorchNetwork, fastest_first, make_networks
+from termwise.server.inference.networks import fastest_first, make_networks
+from termwise.server.inference.torch_network import TorchNetwork
+from termwise.server.inference.weights import read_weights
 from termwise.server.settings import KERNEL, SettingsError
 
 if TYPE_CHECKING:
@@ -172,13 +173,13 @@ def test_every_architecture_computes_as_torch_does(
         pytest.skip(f"{level.name} has no {precision}")
     monkeypatch.setenv(KERNEL, level.name)
     folder = open_folder(make_model(architecture, initializer_range=0.1, **changes))
-    tensors = _read_tensors(folder)
-    network: Any = make_networks(folder, tensors, precision)[0]()
+    weights = read_weights(folder)
+    network: Any = next(iter(make_networks(folder, weights, precision)))()
     assert network.kernel.startswith(level.name)
     random = np.random.default_rng(3)
     lengths = [1, 1, 2, 7, 8, 9, 16, 17, 47, 48, 49, 90, folder.dimensions.longest]
     texts = [random.integers(0, folder.dimensions.vocabulary, length).tolist() for length in sorted(lengths)]
-    expected = TorchNetwork(folder, tensors, "float32").pool(texts)
+    expected = TorchNetwork(folder, weights, "float32").pool(texts)
     actual = network.pool(texts)
     assert np.abs(actual - expected).max() < FAR[precision] * max(1, float(np.abs(expected).max()) / 10)
     # Neither the neighbours of a text nor what its memory held before change anything, not even a bit.
@@ -190,7 +191,7 @@ def test_every_architecture_computes_as_torch_does(
 @needs_kernel
 def test_ids_and_lengths_beyond_the_model_are_refused(make_model: Callable[..., Path]) -> None:
     folder = open_folder(make_model())
-    network = make_networks(folder, _read_tensors(folder), "float32")[0]()
+    network = next(iter(make_networks(folder, read_weights(folder), "float32")))()
     for text in ([40], [-1], [], [1] * 101):
         with pytest.raises(IndexError):
             network.pool([text])
@@ -222,7 +223,7 @@ def test_several_threads_compute_the_same_bits(
     if Kind[precision.upper()] not in levels()[0].kinds:
         pytest.skip(f"this processor has no {precision}")
     folder = open_folder(make_model(hidden_size=160, initializer_range=0.1))
-    network = make_networks(folder, _read_tensors(folder), precision)[0]()
+    network = next(iter(make_networks(folder, read_weights(folder), precision)))()
     random = np.random.default_rng(5)
     batches = [[random.integers(0, 40, length).tolist() for length in sizes] for sizes in ([3], [9, 90], [50] * 30)]
 
@@ -275,7 +276,7 @@ def test_with_tiles_for_bfloat16_networks_are_timed(
         pytest.skip("this processor does not compute in bfloat16")
     folder = open_folder(make_model())
     monkeypatch.setattr("termwise.server.inference.networks.has_amx", lambda: True)
-    makers = make_networks(folder, _read_tensors(folder), "bfloat16")
+    makers = make_networks(folder, read_weights(folder), "bfloat16")
     assert sorted(make().kernel for make in makers) == ["avx512bf16, layers in float32", "torch"]
 
 
@@ -287,7 +288,7 @@ def test_the_kernel_computes_in_bfloat16_where_torch_cannot(
         pytest.skip("this processor does not compute in bfloat16")
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
     folder = open_folder(make_model())
-    makers = make_networks(folder, _read_tensors(folder), "bfloat16")
+    makers = make_networks(folder, read_weights(folder), "bfloat16")
     assert [make().kernel for make in makers] == ["avx512bf16, layers in float32"]
     assert has_bfloat16()
     monkeypatch.setenv(KERNEL, "avx512")

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - everybody's name for it
 
 from termwise.server.inference.architectures import ACTIVATIONS, RELATIVE_BUCKETS
 from termwise.server.inference.linear import Linear, make_linear
+from termwise.server.inference.networks import NARROW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +27,6 @@ MakeLinear: TypeAlias = "Callable[..., Linear]"
 Attend: TypeAlias = "Callable[[Tensor, Texts, int, Tensor | None], Tensor]"
 """From queries, keys and values `[tokens, 3 * hidden]`, texts, the number of heads, and a bias to `[rows, hidden]`."""
 
-# Up to this hidden width the layers stay in float32, whatever the precision: the head is nearly all of the work, so
-# bfloat16 layers gain little, and they make two thirds of the drift (measured with 128: weights off by .0078 against
-# .0027).
-NARROW = 128
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """By precision."""
 # Distance from which on all tokens share a bucket (MPNet's rule, fixed by transformers).

@@ -82,15 +82,21 @@ def _attend(mixed: Tensor, span: _Span, heads: int, bias: Tensor | None) -> Tens
 class DeviceNetwork:
     """A model on a device. Thread-safe; the device takes what threads give it one after the other."""
 
+    engine = "torch"
+
     def __init__(
-        self, folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str, device: torch.device
+        self,
+        folder: ModelFolder,
+        weights: Mapping[str, NDArray[np.float32]],
+        precision: str,
+        device: torch.device,
     ) -> None:
-        """Put the weights there; `tensors` are the model's in float32, by today's names."""
+        """Put the weights there; `weights` are the model's in float32, by today's names."""
         architecture, dimensions = folder.architecture, folder.dimensions
         dtype, body_dtype = DTYPES[precision], layers_dtype(dimensions, precision)
 
         def tensor(name: str) -> Tensor:
-            return tensors[name].to(device)
+            return torch.from_numpy(weights[name]).to(device)
 
         def both(name: str) -> tuple[Tensor, Tensor]:
             return tensor(f"{name}.weight"), tensor(f"{name}.bias")
@@ -105,8 +111,8 @@ class DeviceNetwork:
             self._project = PlainLinear(*both(names["project"]), body_dtype) if dimensions.projects else None
             self._bias: Tensor | None = None
             if dimensions.relative_buckets:
-                table = tensors[f"{names['relative']}.weight"]
-                self._bias = relative_bias(table, dimensions.longest).to(device, body_dtype)
+                table = tensor(f"{names['relative']}.weight")
+                self._bias = relative_bias(table, dimensions.longest).to(body_dtype)
             self._layers = make_layers(tensor, architecture, dimensions, body_dtype, PlainLinear, _attend)
             activation = ACTIVATIONS[dimensions.head_activation]
             self._transform = PlainLinear(*both(head["transform"]), body_dtype, activation)

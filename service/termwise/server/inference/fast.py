@@ -7,14 +7,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from termwise.server.errors import FailedPreconditionError
-from termwise.server.inference.architectures import current_name
 from termwise.server.inference.base import Side
 from termwise.server.inference.computing import refuse_device, refuse_precision
+from termwise.server.inference.hardware import has_bfloat16, may_have_cuda, set_compute_threads
+from termwise.server.inference.networks import has_int8, make_networks
+from termwise.server.inference.parity import Judge
+from termwise.server.inference.plain import plain_weights
+from termwise.server.inference.splade import SpladeEncoder
+from termwise.server.inference.weights import read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
     from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.base import Encoder, ExpansionConfig
@@ -38,25 +44,20 @@ def load_fast(
         FailedPreconditionError: see `loader.load_encoder`.
 
     """
-    from termwise.server.inference.hardware import set_compute_threads  # noqa: PLC0415 - imports torch
-    from termwise.server.inference.parity import Judge  # noqa: PLC0415 - imports torch
-    from termwise.server.inference.plain import plain_weights  # noqa: PLC0415 - imports torch
-    from termwise.server.inference.splade import SpladeEncoder  # noqa: PLC0415 - imports torch
-
-    make_networks, able, where = _choose_device(computing.device)
+    make, able, where = _choose_device(computing.device)
     choices = [computing.precision]
     if computing.precision == "auto":
         choices = ["bfloat16", "float32"] if "bfloat16" in able else ["float32"]
     elif computing.precision not in able:
         raise refuse_precision(f"{where} does not compute in {computing.precision}", "PRECISION_UNSUPPORTED")
-    tensors = _read_tensors(opened)
+    weights = read_weights(opened)
     set_compute_threads(computing.threads)
     judge = Judge(tokenizer, fingerprints[Side.DOCUMENT], computing.cache, partial(plain_weights, opened))
     refusal: str | None = None
     failure: Exception | None = None
-    for choice, make in ((each, maker) for each in choices for maker in make_networks(opened, tensors, each)):
+    for choice, maker in ((each, maker) for each in choices for maker in make(opened, weights, each)):
         try:
-            network = make()
+            network = maker()
             encoder = SpladeEncoder(config, tokenizer, fingerprints, network, choice)
             problem = judge.compare(encoder)
         except (RuntimeError, MemoryError) as error:
@@ -97,32 +98,20 @@ def _does_not_run(precision: str, error: Exception) -> FailedPreconditionError:
 
 def _choose_device(device: str) -> tuple[Callable[..., Iterable[Callable[[], Network]]], set[str], str]:
     """Give what makes networks on a device, the precisions that they compute in there, and the device in words."""
-    from termwise.server.inference import device as devices  # noqa: PLC0415 - imports torch
-    from termwise.server.inference.hardware import has_bfloat16  # noqa: PLC0415
-    from termwise.server.inference.networks import has_int8, make_networks  # noqa: PLC0415
+    cuda = None
+    if device != "cpu" and may_have_cuda():
+        from termwise.server.inference import device as devices  # noqa: PLC0415 - imports torch
 
-    cuda = devices.cuda_device() if device != "cpu" else None
+        cuda = devices.cuda_device()
     if cuda is None:
         if device == "cuda":
             raise refuse_device("There is no CUDA device that torch can use; set auto or cpu.")
         able = {"float32"} | ({"bfloat16"} if has_bfloat16() else set()) | ({"int8"} if has_int8() else set())
         return make_networks, able, "this processor"
 
-    def make(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> list[Callable[[], Network]]:
-        return [lambda: devices.DeviceNetwork(folder, tensors, precision, cuda)]
+    def make(
+        folder: ModelFolder, weights: Mapping[str, NDArray[np.float32]], precision: str
+    ) -> list[Callable[[], Network]]:
+        return [lambda: devices.DeviceNetwork(folder, weights, precision, cuda)]
 
     return make, {"float32"} | ({"bfloat16"} if devices.cuda_has_bfloat16() else set()), "this CUDA device"
-
-
-def _read_tensors(folder: ModelFolder) -> dict[str, Tensor]:
-    """Read all weights into memory as float32, under today's names."""
-    import torch  # noqa: PLC0415 - slow to import
-    from safetensors import safe_open  # noqa: PLC0415 - not a need of the client's install
-
-    tensors: dict[str, Tensor] = {}
-    for file in folder.weights:
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - not a mapping
-                # A copy: the file may be replaced while its map is in use.
-                tensors[current_name(name)] = stored.get_tensor(name).to(torch.float32, copy=True)
-    return tensors

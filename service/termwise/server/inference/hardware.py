@@ -1,12 +1,18 @@
-"""What the processor can do, and how many threads a worker computes with."""
+"""What the processor can do, and how many threads a worker computes with.
+
+Nothing here imports torch before it must: that takes a second, and the kernel does without.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
 import threading
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from termwise.server.inference.native.layout import Kind
@@ -14,6 +20,10 @@ from termwise.server.inference.native.library import best_level
 
 _THREADS_LOCK = threading.Lock()
 _NICE = 5
+# The drivers of NVIDIA's devices and AMD's, both of which torch calls CUDA.
+_DRIVERS = ("libcuda.so.1", "libamdhip64.so")
+
+_worker = threading.local()
 # Of work that gives way to other encoders' too: the least there is.
 _LOW_NICE = 19
 
@@ -21,10 +31,11 @@ _LOW_NICE = 19
 def set_compute_threads(threads: int) -> int:
     """Make the calling thread compute with `threads` threads; call it before the thread's first operation.
 
-    `torch.set_num_threads` holds for the calling thread, but also writes a global that a thread adopts when it first
-    asks. Set, then get, under a lock, settles it for this thread before another one can write (measured with two
-    workers). Where nothing has loaded torch, there is nothing to set.
+    For torch, where it is loaded, that is more than a call: `torch.set_num_threads` holds for the calling thread, but
+    also writes a global that a thread adopts when it first asks. Set, then get, under a lock, settles it for this
+    thread before another one can write (measured with two workers).
     """
+    _worker.threads = threads
     if "torch" not in sys.modules:
         return threads
     import torch  # noqa: PLC0415 - slow to import; only workers need it
@@ -32,6 +43,28 @@ def set_compute_threads(threads: int) -> int:
     with _THREADS_LOCK:
         torch.set_num_threads(threads)
         return torch.get_num_threads()
+
+
+def compute_threads() -> int:
+    """Tell how many threads the calling thread may compute with: as it was set, else one a processor."""
+    return getattr(_worker, "threads", 0) or len(os.sched_getaffinity(0))
+
+
+def may_have_cuda() -> bool:
+    """Tell whether a CUDA device is worth asking torch for: this machine has a driver, and torch a use for it."""
+    if torch_version().endswith("+cpu"):
+        return False
+    for driver in _DRIVERS:
+        with suppress(OSError):
+            ctypes.CDLL(driver)
+            return True
+    return False
+
+
+@cache
+def torch_version() -> str:
+    """Give torch's version, as it tells itself, without importing it."""
+    return version("torch")
 
 
 def yield_to_others(*, low_priority: bool = False) -> None:

@@ -1,4 +1,7 @@
-"""What computes a model's largest logits: the kernel where it runs, torch elsewhere."""
+"""What computes a model's largest logits: the kernel where it runs, torch elsewhere.
+
+Where the kernel does, torch is not imported, which would take a second of each start.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,27 @@ import math
 import time
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
+import numpy as np
 
-from termwise.server.inference.body import DTYPES, NARROW, Body, layers_dtype, relative_bias
-from termwise.server.inference.hardware import has_amx, torch_has_bfloat16
-from termwise.server.inference.head import PooledHead
+from termwise.server.inference.hardware import compute_threads, has_amx, torch_has_bfloat16
 from termwise.server.inference.native.layout import Kind
 from termwise.server.inference.native.library import best_level
 from termwise.server.inference.native.network import NativeNetwork
-from termwise.server.inference.packing import group_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from termwise.server.inference.artefacts import ModelFolder
     from termwise.server.inference.native.library import Level
 
+# Up to this hidden width the layers stay in float32, whatever the precision: the head is nearly all of the work, so
+# bfloat16 layers gain little, and they make two thirds of the drift (measured with 128: weights off by .0078 against
+# .0027).
+NARROW = 128
 # Tokens of the text that networks are timed with.
 _PROBE_TOKENS = 128
 _KINDS = {"float32": Kind.FLOAT32, "bfloat16": Kind.BFLOAT16, "int8": Kind.INT8}
@@ -37,8 +39,18 @@ class Network(Protocol):
     """A model from vocabulary ids to largest logits. Thread-safe."""
 
     @property
+    def engine(self) -> str:
+        """What computes: "native", which is the kernel, or "torch"."""
+        ...
+
+    @property
     def kernel(self) -> str:
-        """What computes: a level of instructions of the kernel, or "torch"."""
+        """What computes, more closely: a level of instructions of the kernel, "torch", or a device's name."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where it computes: "cpu" or "cuda"."""
         ...
 
     def pool(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -53,31 +65,18 @@ class Network(Protocol):
         ...
 
 
-class TorchNetwork:
-    """A model in torch's operations, on any processor."""
+@runtime_checkable
+class PositiveNetwork(Network, Protocol):
+    """A network of whose logits only the positive ones leave the place where it computes."""
 
-    kernel = "torch"
-
-    def __init__(self, folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> None:
-        """Lay the weights out."""
-        architecture, dimensions = folder.architecture, folder.dimensions
-        dtype, body_dtype = DTYPES[precision], layers_dtype(dimensions, precision)
-        with torch.inference_mode():
-            self._body = Body(tensors.__getitem__, architecture, dimensions, body_dtype)
-            self._head = PooledHead(tensors.__getitem__, architecture, dimensions, folder.bias, dtype, body_dtype)
-
-    def pool(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Give the largest logits; see `Network.pool`."""
-        groups = group_lengths([len(ids) for ids in texts])
-        with torch.inference_mode():
-            packed = torch.tensor([number for ids in texts for number in ids])
-            logits: NDArray[np.float32] = self._head(self._body(packed, groups), groups).numpy()
-        return logits
+    def positive(self, texts: Sequence[Sequence[int]]) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Give each text's vocabulary ids whose largest logit is positive, ascending, and those logits."""
+        ...
 
 
 def make_networks(
-    folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str
-) -> Sequence[Callable[[], Network]]:
+    folder: ModelFolder, weights: Mapping[str, NDArray[np.float32]], precision: str
+) -> Iterable[Callable[[], Network]]:
     """Give what makes the networks that compute in a precision here, the best one first.
 
     Making one, or its first use, raises RuntimeError where the processor or this build of torch lacks a product, and
@@ -85,11 +84,11 @@ def make_networks(
 
     Args:
         folder: the model.
-        tensors: its weights in float32, by today's names.
+        weights: its weights in float32, by today's names.
         precision: "float32", "bfloat16" or "int8"; the last one has no network but the kernel's.
 
     """
-    makers = list(_makers(folder, tensors, precision))
+    makers = _makers(folder, weights, precision)
     if precision == "bfloat16" and has_amx():
         # Which one wins depends on the model's width; so far nobody has measured it.
         return fastest_first(makers, folder.dimensions.longest)
@@ -119,18 +118,22 @@ def _identity(network: Network) -> Network:
     return network
 
 
-def _makers(folder: ModelFolder, tensors: Mapping[str, Tensor], precision: str) -> Iterator[Callable[[], Network]]:
+def _makers(
+    folder: ModelFolder, weights: Mapping[str, NDArray[np.float32]], precision: str
+) -> Iterator[Callable[[], Network]]:
     kind = _KINDS[precision]
     level = best_level()
     if level is not None and kind in level.kinds:
         narrow = folder.dimensions.hidden <= NARROW
-        yield partial(_make_native, level, folder, tensors, (Kind.FLOAT32 if narrow else kind, kind))
+        yield partial(_make_native, level, folder, weights, (Kind.FLOAT32 if narrow else kind, kind))
         if kind is Kind.INT8 and not narrow:
             # Some models have numbers of very different size in one row. The head alone in int8 is worth having too.
             layers = Kind.BFLOAT16 if Kind.BFLOAT16 in level.kinds else Kind.FLOAT32
-            yield partial(_make_native, level, folder, tensors, (layers, kind))
+            yield partial(_make_native, level, folder, weights, (layers, kind))
     if precision == "float32" or (precision == "bfloat16" and torch_has_bfloat16()):
-        yield partial(TorchNetwork, folder, tensors, precision)
+        from termwise.server.inference.torch_network import TorchNetwork  # noqa: PLC0415 - imports torch
+
+        yield partial(TorchNetwork, folder, weights, precision)
 
 
 def has_int8() -> bool:
@@ -139,22 +142,31 @@ def has_int8() -> bool:
     return level is not None and Kind.INT8 in level.kinds
 
 
-def _make_native(level: Level, folder: ModelFolder, tensors: Mapping[str, Tensor], kinds: tuple[Kind, Kind]) -> Network:
+def _make_native(
+    level: Level, folder: ModelFolder, weights: Mapping[str, NDArray[np.float32]], kinds: tuple[Kind, Kind]
+) -> Network:
     dimensions = folder.dimensions
     distances = None
     if dimensions.relative_buckets:
-        table = tensors[f"{folder.architecture.embeddings['relative']}.weight"]
-        bias = relative_bias(table, dimensions.longest)
-        # It depends on the distance alone: the last token's row backwards, then the first token's row.
-        distances = torch.cat([bias[:, -1, :-1], bias[:, 0, :]], dim=1).numpy()
+        distances = _distances(weights[f"{folder.architecture.embeddings['relative']}.weight"], dimensions.longest)
     return NativeNetwork(
         level,
-        lambda name: tensors[name].numpy(),
+        weights.__getitem__,
         folder.architecture,
         dimensions,
         folder.bias,
         kinds,
         distances=distances,
-        # The one home of a worker's threads: see `hardware.set_compute_threads`.
-        threads=torch.get_num_threads,
+        threads=compute_threads,
     )
+
+
+def _distances(table: NDArray[np.float32], longest: int) -> NDArray[np.float32]:
+    """Give what attention adds by distance, `[heads, 2 * longest - 1]`; see `NativeNetwork`."""
+    import torch  # noqa: PLC0415 - its logarithm decides where a bucket ends, as in transformers
+
+    from termwise.server.inference.body import relative_bias  # noqa: PLC0415 - imports torch
+
+    bias = relative_bias(torch.from_numpy(table), longest).numpy()
+    # It depends on the distance alone: the last token's row backwards, then the first token's row.
+    return np.concatenate([bias[:, -1, :-1], bias[:, 0, :]], axis=1)

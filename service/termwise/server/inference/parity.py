@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from termwise.server.inference.base import Side
-from termwise.server.inference.hardware import processor_name
+from termwise.server.inference.hardware import processor_name, torch_version
 from termwise.server.inference.native.library import library_digest
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class Judge:
                 return str(problem) if problem else None
         problem = self._measure(encoder)
         if kept is not None:
-            _write(kept, {"problem": problem, "precision": encoder.precision, "torch": torch.__version__})
+            _write(kept, {"problem": problem, "precision": encoder.precision, "torch": torch_version()})
         return problem
 
     def _measure(self, encoder: SpladeEncoder) -> str | None:
@@ -97,7 +96,7 @@ class Judge:
     def _kept(self, encoder: SpladeEncoder) -> Path | None:
         if self._cache is None:
             return None
-        computes = [encoder.precision, encoder.kernel, torch.__version__, library_digest()]
+        computes = [encoder.precision, encoder.kernel, torch_version(), library_digest()]
         key = json.dumps([_VERSION, self._fingerprint, processor_name(), *computes])
         return self._cache / "parity" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 

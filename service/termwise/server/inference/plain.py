@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from termwise.server.errors import FailedPreconditionError
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ def plain_weights(folder: ModelFolder, texts: Sequence[Sequence[int]]) -> list[N
         FailedPreconditionError: transformers cannot load the model.
 
     """
+    import torch  # noqa: PLC0415 - slow to import
     from transformers import AutoModelForMaskedLM  # noqa: PLC0415 - seconds to import, needed once a model
     from transformers.utils import logging  # noqa: PLC0415
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from termwise.server.inference.base import NO_TURN, Expansion, Side, TokenizedText
-from termwise.server.inference.device import DeviceNetwork
 from termwise.server.inference.extraction import Vocabulary, extract, weigh
-from termwise.server.inference.native.network import NativeNetwork
+from termwise.server.inference.networks import PositiveNetwork
 from termwise.server.inference.packing import plan_batches
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class SpladeEncoder:
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer.vocabulary)
         self._batch_texts: int | None = max(1, _LOGITS_BYTES // (4 * len(self._vocabulary)))
-        if isinstance(network, DeviceNetwork):
+        if isinstance(network, PositiveNetwork):
             self._run, self._read, self._batch_tokens = network.positive, weigh, _DEVICE_TOKENS
             self._batch_texts = None
         self._fingerprints = fingerprints
@@ -83,12 +82,12 @@ class SpladeEncoder:
     @property
     def engine(self) -> str:
         """What computes: "native" or "torch"."""
-        return "native" if isinstance(self._network, NativeNetwork) else "torch"
+        return self._network.engine
 
     @property
     def device(self) -> str:
         """Where it computes."""
-        return self._network.place if isinstance(self._network, DeviceNetwork) else "cpu"
+        return self._network.place
 
     @property
     def sides_differ(self) -> bool:

@@ -55,6 +55,8 @@ def team_size(asked: int, tokens: int) -> int:
 class NativeNetwork:
     """Gives the largest logits of texts. Thread-safe: each thread has scratch memory of its own."""
 
+    engine, place = "native", "cpu"
+
     def __init__(
         self,
         level: Level,
