@@ -246,7 +246,8 @@ async def test_a_worker_that_finds_all_of_them_late_takes_who_waited_for_their_r
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [time.monotonic()]
-    monkeypatch.setattr("termwise.server.inference.batcher.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for module in ("batcher", "feeder"):
+        monkeypatch.setattr(f"termwise.server.inference.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
     # Its workers are not started: the test takes their place, before the event loop notes that the deadline passed.
     batcher = Batcher(FakeEncoder(), allocations=1, threads=1, queue_capacity=2)
     late = asyncio.create_task(words(batcher, "late", deadline=clock[0] + 60, wait=True))
@@ -256,7 +257,7 @@ async def test_a_worker_that_finds_all_of_them_late_takes_who_waited_for_their_r
     clock[0] += 61
     worker = Worker(second=False)
     with batcher._lock:
-        assert batcher._take(worker)
+        assert batcher._feeder.take(worker)
     assert [job.text for job in worker.jobs] == ["patient"]
     for call in (late, patient):
         call.cancel()
@@ -380,7 +381,8 @@ async def test_all_allocations_work_at_the_same_time() -> None:
 async def test_timings_tell_where_the_time_went(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     # The module's alone: a turn at the model has a clock of its own.
-    monkeypatch.setattr("termwise.server.inference.batcher.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for module in ("batcher", "feeder"):
+        monkeypatch.setattr(f"termwise.server.inference.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr("termwise.server.inference.turns.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     class Slow(FakeEncoder):
@@ -445,7 +447,8 @@ async def test_a_caller_that_leaves_does_not_take_the_others_answer_along(
 ) -> None:
     now = time.monotonic()
     # It stands still, so that the late one comes in time.
-    monkeypatch.setattr("termwise.server.inference.batcher.time", SimpleNamespace(monotonic=lambda: now))
+    for module in ("batcher", "feeder"):
+        monkeypatch.setattr(f"termwise.server.inference.{module}.time", SimpleNamespace(monotonic=lambda: now))
     async with held(100) as (batcher, gate, encoder, _):
         pair = [asyncio.create_task(words(batcher, "same")) for _ in range(2)]
         stays = pair[1 - leaver]

@@ -222,7 +222,7 @@ class Queue:
         self.tally.hits += max(0, hits)
 
     def fail(self, job: Job, *, refused: bool = False) -> list[Call]:
-        """End a job without an answer; gives the calls that waited for it. `refused`: the text is bad, nothing broke."""
+        """End a job without an answer; gives the calls that waited for it. `refused`: its text is to blame."""
         waiting = [call for call, _ in job.waiters if not call.over]
         if not refused and job.state is not JobState.OVER:
             self.tally.errors += len(waiting)

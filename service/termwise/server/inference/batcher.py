@@ -5,36 +5,32 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from datetime import timedelta
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
-from termwise.server.errors import (
-    DeadlineExceededError,
-    InvalidArgumentError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
+from termwise.server.inference import refusals
 from termwise.server.inference.admission import Call, Job, JobState, Queue
 from termwise.server.inference.base import Encoder, Expansion, InferenceTimings, Side
 from termwise.server.inference.cache import CacheFacts, ExpansionCache
 from termwise.server.inference.crew import Crew, Worker
+from termwise.server.inference.feeder import Feeder
 from termwise.server.inference.hardware import set_compute_threads, yield_to_others
+from termwise.server.inference.priority import Standing
 from termwise.server.inference.runs import encode, tokenize
 from termwise.server.inference.statistics import Statistics
-from termwise.server.inference.turns import Turn, Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from termwise.server.errors import UnavailableError
     from termwise.server.inference.priority import PriorityGate
+    from termwise.server.inference.turns import Turn
 
-# Bounds of the advice when to retry, in seconds.
-_LEAST_RETRY = 0.05
-_MOST_RETRY = 30.0
 # Share of the newest batch in the running mean of seconds a text.
 _NEWEST = 0.2
 # Seconds before its deadline in which a call that is cancelled counts as late: its caller's clock is not ours.
 _AT_DEADLINE = 0.01
+NO_FAILURES: Final[Mapping[Call, Exception]] = MappingProxyType({})
 
 
 class Batcher:
@@ -89,24 +85,23 @@ class Batcher:
         """
         self._encoder = encoder
         self._threads = threads
-        self._batch_tokens = batch_tokens
         self._queue = Queue(queue_capacity, ExpansionCache(cache_size_bytes))
         self._lock = threading.Lock()
-        # Where workers wait for texts, and the second ones for a batch full of them.
-        self._texts = threading.Condition(self._lock)
-        self._batches = threading.Condition(self._lock)
-        self._turns = Turns(self._lock, allocations, self._tell_gate)
-        # First workers that have nothing to do.
-        self._idle = 0
-        self._closing = False
+        self._crew = Crew(self._lock, allocations, work=self._work, bury=self._bury, give_up=self._give_up, name=name)
+        self._feeder = Feeder(
+            self._lock,
+            self._queue,
+            allocations,
+            batch_tokens=batch_tokens,
+            standing=Standing() if gate is None else gate.join(threads, low_priority=low_priority),
+            finished=self._deliver,
+            retire=self._crew.retire,
+        )
         self._seconds_a_text = 0.01
         self._statistics = Statistics() if statistics is None else statistics
-        self._gate = gate if low_priority else None
-        self._share = None if gate is None or low_priority else gate.join()
         self._low_priority = low_priority
         self._on_broken = on_broken
         self._broken: UnavailableError | None = None
-        self._crew = Crew(self._lock, allocations, work=self._work, bury=self._bury, give_up=self._give_up, name=name)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -140,9 +135,7 @@ class Batcher:
             message = f"{allocations} allocations are too few; one is the least."
             raise ValueError(message)
         with self._lock:
-            self._turns.resize(allocations)
-            self._texts.notify_all()
-            self._batches.notify_all()
+            self._feeder.resize(allocations)
         self._crew.resize(allocations)
 
     def clear_cache(self) -> None:
@@ -176,15 +169,16 @@ class Batcher:
             side = Side.DOCUMENT
         call = Call(texts, side, deadline, loop.create_future(), now, patient=wait)
         with self._lock:
-            if self._closing:
-                raise self._broken or _closing()
+            if self._feeder.closing:
+                raise self._broken or refusals.closing()
             if not self._queue.admit(call):
                 self._count(rejected=len(texts))
-                raise self._full(len(texts))
+                seconds = (self._queue.waiting + len(texts)) * self._seconds_a_text / self._crew.size
+                raise refusals.full(self._queue.waiting, self._queue.capacity, seconds)
             self._loop = loop
             finished = self._queue.take_finished()
             self._count()
-            self._call_for_work()
+            self._feeder.call()
         settle(finished, {})
         timer = None
         if deadline is not None and not call.future.done():
@@ -203,11 +197,11 @@ class Batcher:
     async def close(self) -> None:
         """Refuse new texts, answer those that were admitted, and end the workers."""
         with self._lock:
-            self._closing = True
+            self._feeder.closing = True
             self._crew.end()
             strangers = self._queue.strangers()
         self._leave(strangers)
-        settle([], dict.fromkeys(strangers, _closing()))
+        settle([], dict.fromkeys(strangers, refusals.closing()))
         # One that dies meanwhile has another take its place, as long as texts wait.
         while threads := self._crew.threads():
             for thread in threads:
@@ -215,31 +209,17 @@ class Batcher:
         with self._lock:
             left = self._queue.all_calls()
         self._leave(left)  # there never was a worker
-        settle([], dict.fromkeys(left, _closing()))
+        settle([], dict.fromkeys(left, refusals.closing()))
 
     def _check(self, texts: Sequence[str], deadline: float | None, now: float, *, wait: bool) -> None:
         if not texts:
-            raise InvalidArgumentError("There is no text to expand; give at least one.", reason="NO_TEXT")
+            raise refusals.no_text()
         if not wait and len(texts) > self._queue.capacity:
-            raise InvalidArgumentError(
-                f"{len(texts)} texts are more than the queue holds ({self._queue.capacity}); send fewer in a call.",
-                reason="TOO_MANY_TEXTS",
-                metadata={"limit": str(self._queue.capacity), "actual": str(len(texts))},
-            )
+            raise refusals.too_many(len(texts), self._queue.capacity)
         if deadline is not None and now >= deadline:
             with self._lock:
                 self._count(timeouts=len(texts))
-            raise _late()
-
-    def _full(self, count: int) -> ResourceExhaustedError:
-        waiting = self._queue.waiting
-        seconds = (waiting + count) * self._seconds_a_text / self._crew.size
-        return ResourceExhaustedError(
-            f"The deployment's queue is full ({waiting} of {self._queue.capacity} texts wait); retry later.",
-            reason="QUEUE_FULL",
-            metadata={"limit": str(self._queue.capacity), "actual": str(waiting)},
-            retry_after=timedelta(seconds=min(max(seconds, _LEAST_RETRY), _MOST_RETRY)),
-        )
+            raise refusals.late()
 
     def _leave(self, calls: Iterable[Call]) -> None:
         """Let others have the room of calls that nobody waits for. On the event loop."""
@@ -252,7 +232,7 @@ class Batcher:
                 self._queue.end(call, now)
             finished = self._queue.take_finished()
             self._count()
-            self._call_for_work()
+            self._feeder.call()
         settle(finished, {})
 
     def _count(self, seconds: float = 0.0, *, rejected: int = 0, timeouts: int = 0) -> None:
@@ -262,78 +242,14 @@ class Batcher:
         tally.timeouts += timeouts
         self._statistics.add(tally, seconds)
 
-    def _tell_gate(self) -> None:
-        """Say how many threads would compute now if they could: all, where texts wait. Under the lock."""
-        if self._share is not None:
-            turns = self._crew.size if self._queue.waiting else self._turns.running
-            self._share.want(self._threads * turns)
-
-    def _call_for_work(self) -> None:
-        """Wake a worker where there is something for it; all of them where the batcher closes. Under the lock."""
-        self._tell_gate()
-        if self._closing:
-            self._texts.notify_all()
-            self._batches.notify_all()
-        elif self._idle and self._queue.waiting:
-            self._texts.notify()
-        elif self._has_batch():
-            self._batches.notify()
-
-    def _has_batch(self) -> bool:
-        return not self._idle and self._queue.waiting_tokens >= self._batch_tokens
-
     # From here on: the workers' threads.
 
     def _work(self, worker: Worker) -> None:
         yield_to_others(low_priority=self._low_priority)
         set_compute_threads(self._threads)
-        while (turn := self._next_batch(worker) if worker.second else self._next(worker)) is not None:
+        while (turn := self._feeder.next(worker)) is not None:
             self._run(worker.jobs, turn)
             worker.jobs, worker.turn = [], None
-
-    def _next(self, worker: Worker) -> Turn | None:
-        """Wait for texts; None once this worker is not wanted, or the batcher closes and nothing is left."""
-        with self._lock:
-            self._idle += 1
-            try:
-                while not self._is_over(worker) and not self._take(worker):
-                    self._wait(self._texts)
-            finally:
-                self._idle -= 1
-            self._call_for_work()  # there may be more than this batch, or the others may end too
-            return worker.turn
-
-    def _next_batch(self, worker: Worker) -> Turn | None:
-        """Wait for a full batch that no first worker is free for; None as above."""
-        with self._lock:
-            while not self._is_over(worker) and not (self._has_batch() and self._take(worker)):
-                self._wait(self._batches)
-            self._call_for_work()
-            return worker.turn
-
-    def _wait(self, condition: threading.Condition) -> None:
-        held_back = self._gate is not None and self._queue.waiting
-        condition.wait(self._pause() if held_back else None)
-
-    def _pause(self) -> float:
-        """Give the seconds for which work of low priority must wait; 0.0: it may begin."""
-        return 0.0 if self._gate is None or self._closing else self._gate.pause()
-
-    def _take(self, worker: Worker) -> bool:
-        """Take a batch, and a turn for it, if there is one."""
-        if self._pause():
-            return False
-        queue = self._queue
-        queue.take(self._batch_tokens, time.monotonic(), worker.jobs)
-        while not worker.jobs and queue.ready:
-            queue.take(self._batch_tokens, time.monotonic(), worker.jobs)
-        self._deliver(queue.take_finished(), {})
-        if worker.jobs:
-            worker.turn = self._turns.make()
-        return bool(worker.jobs)
-
-    def _is_over(self, worker: Worker) -> bool:
-        return (self._closing and not self._queue.waiting) or self._crew.retire(worker)
 
     def _run(self, jobs: list[Job], turn: Turn) -> None:
         """Expand a batch and tell its callers. What goes wrong with it fails them alone."""
@@ -365,7 +281,7 @@ class Batcher:
                 self._queue.complete(job, expansion, taken + turn.waited, cut - taken, done - cut - turn.waited)
             self._count(turn.held)
             self._crew.praise()
-            self._deliver(self._queue.take_finished(), {})
+            self._deliver()
 
     def _fail(self, failures: Mapping[Job, Exception], seconds: float = 0.0, *, refused: bool = False) -> None:
         """End jobs without an answer, and the calls that wait for them. Under the lock."""
@@ -373,42 +289,36 @@ class Batcher:
         for call in failed:
             self._queue.end(call, time.monotonic())
         self._count(seconds)
-        self._deliver(self._queue.take_finished(), failed)
-        self._call_for_work()
+        self._deliver(failed)
+        self._feeder.call()
 
     def _bury(self, worker: Worker, delay: float) -> None:
         """Tell those who wait for a dead worker's batch, and see to it that nothing else is lost with it."""
         if worker.turn is not None:
             worker.turn.give_back()
-        error = UnavailableError(
-            "The worker that had these texts died, and another takes its place; retry.",
-            reason="WORKER_DIED",
-            retry_after=timedelta(seconds=max(delay, _LEAST_RETRY)),
-        )
+        error = refusals.died(delay)
         with self._lock:
             unanswered = [job for job in worker.jobs if job.state is not JobState.OVER]
             self._fail(dict.fromkeys(unanswered, error), worker.turn.held if worker.turn else 0.0)
             self._queue.restore_turns()
-            self._call_for_work()
+            self._feeder.call()
 
     def _give_up(self, cause: BaseException) -> None:
         """Tell everybody that there are no workers any more."""
-        self._broken = UnavailableError(
-            f"The deployment's workers die one after the other ({type(cause).__name__}); the server's log says more.",
-            reason="WORKERS_DIED",
-        )
+        self._broken = refusals.broken(cause)
         with self._lock:
-            self._closing = True
+            self._feeder.closing = True
             calls = self._queue.all_calls()
             for call in calls:
                 self._queue.end(call, time.monotonic())
-            self._deliver(self._queue.take_finished(), dict.fromkeys(calls, self._broken))
-            self._call_for_work()
+            self._deliver(dict.fromkeys(calls, self._broken))
+            self._feeder.call()
         if self._on_broken is not None:
             self._on_broken(self._broken)
 
-    def _deliver(self, finished: list[Call], failures: Mapping[Call, Exception]) -> None:
-        """Wake callers by one message to their event loop."""
+    def _deliver(self, failures: Mapping[Call, Exception] = NO_FAILURES) -> None:
+        """Wake callers who are answered, and those of calls that failed, by one message. Under the lock."""
+        finished = self._queue.take_finished()
         if (finished or failures) and self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(settle, finished, failures)
@@ -429,12 +339,4 @@ def settle(finished: Iterable[Call], failures: Mapping[Call, Exception]) -> None
 
 def _expire(future: asyncio.Future[None]) -> None:
     if not future.done():
-        future.set_exception(_late())
-
-
-def _closing() -> UnavailableError:
-    return UnavailableError("The deployment is stopping; retry once it runs again.", reason="DEPLOYMENT_STOPPING")
-
-
-def _late() -> DeadlineExceededError:
-    return DeadlineExceededError("The deadline passed before the texts were expanded; allow more time or send fewer.")
+        future.set_exception(refusals.late())

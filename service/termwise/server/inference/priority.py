@@ -34,16 +34,14 @@ class PriorityGate:
         # Since when processors are free; None while they are not. At first they have been so for long.
         self._free_since: float | None = float("-inf")
 
-    def join(self) -> Share:
-        """Give a normal batcher what it tells its wants by."""
-        return Share(self)
+    def join(self, threads: int, *, low_priority: bool = False) -> Standing:
+        """Give a batcher its standing; each of its turns computes with `threads` threads."""
+        return _Low(self) if low_priority else _Normal(self, threads)
 
-    def pause(self) -> float:
-        """Give the seconds after which low work may ask again; 0.0: it may begin now."""
+    def is_free(self) -> bool:
+        """Whether low work may begin now."""
         since = self._free_since
-        if since is None:
-            return QUIET_SECONDS
-        return max(0.0, since + QUIET_SECONDS - self._clock())
+        return since is not None and self._clock() - since >= QUIET_SECONDS
 
     def change(self, by: int) -> None:
         """Note that normal work wants `by` threads more than it did; fewer where negative."""
@@ -55,19 +53,44 @@ class PriorityGate:
                 self._free_since = self._clock()
 
 
-class Share:
-    """The threads that one batcher of normal priority wants. Its owner has a lock."""
+class Standing:
+    """Where a batcher stands among others; this one is alone. Its owner has a lock."""
+
+    patience: float | None = None
+    """Seconds after which one that may not begin asks again; None: it always may."""
+
+    def may_begin(self) -> bool:
+        """Whether it may begin a batch now."""
+        return True
+
+    def want(self, turns: int) -> None:
+        """Say how many turns would compute now if they could."""
+
+
+class _Normal(Standing):
+    """Tells what it wants."""
+
+    def __init__(self, gate: PriorityGate, threads: int) -> None:
+        self._gate = gate
+        self._threads = threads
+        self._turns = 0
+
+    def want(self, turns: int) -> None:
+        if turns != self._turns:
+            self._gate.change((turns - self._turns) * self._threads)
+            self._turns = turns
+
+
+class _Low(Standing):
+    """Asks what is left."""
+
+    patience = QUIET_SECONDS
 
     def __init__(self, gate: PriorityGate) -> None:
-        """Begin with none."""
         self._gate = gate
-        self._threads = 0
 
-    def want(self, threads: int) -> None:
-        """Say how many threads would compute now if they could."""
-        if threads != self._threads:
-            self._gate.change(threads - self._threads)
-            self._threads = threads
+    def may_begin(self) -> bool:
+        return self._gate.is_free()
 
 
 def _usable_processors() -> int:
