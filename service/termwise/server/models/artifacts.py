@@ -60,6 +60,11 @@ def is_wanted(name: PurePosixPath) -> bool:
     )
 
 
+def is_pickle(name: PurePosixPath) -> bool:
+    """Tell whether a file's name is one that pickles have."""
+    return name.suffix in _PICKLE_SUFFIXES
+
+
 def check_names(names: Collection[str], source: str) -> None:
     """Check that a model's files, by their names relative to its folder, are all that it needs, before any is fetched.
 
@@ -87,7 +92,7 @@ def check_names(names: Collection[str], source: str) -> None:
 
 
 def _lacks_weights(names: Collection[str], source: str) -> FailedPreconditionError:
-    pickles = sorted(name for name in names if PurePosixPath(name).suffix in _PICKLE_SUFFIXES)
+    pickles = sorted(name for name in names if is_pickle(PurePosixPath(name)))
     if pickles:
         return unusable(
             f"{source} holds {pickles[0]}, a pickle, which can run code when it is read; convert it to {WEIGHTS} "
