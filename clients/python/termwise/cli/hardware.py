@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from termwise.client import Client
-    from termwise.client.trained_models import InputType, Precision
+    from termwise.client.deployments import Precision
+    from termwise.client.inference import InputType
 
 DOCUMENT_TOKENS = 512
 SHORT_QUERY_TOKENS = 9

@@ -34,6 +34,7 @@ from termwise.client.types import (
     Create,
     Delete,
     Document,
+    ExpandedText,
     Expansion,
     Hit,
     Inference,
@@ -49,6 +50,7 @@ from termwise.client.types import (
     SparseVector,
     WriteResult,
 )
+from termwise.client.uploads import UploadProgress
 
 __all__ = [
     "DEFAULT_ADDRESS",
@@ -67,6 +69,7 @@ __all__ = [
     "DeadlineExceededError",
     "Delete",
     "Document",
+    "ExpandedText",
     "Expansion",
     "FailedPreconditionError",
     "FieldViolation",
@@ -93,5 +96,6 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "UploadProgress",
     "WriteResult",
 ]

@@ -112,6 +112,11 @@ class BulkSession:
     _counts: dict[str, int] = field(default_factory=lambda: {"created": 0, "updated": 0, "deleted": 0})
     _failures: list[BulkFailure] = field(default_factory=list)
 
+    @property
+    def method(self) -> str:
+        """The call that it is."""
+        return "Indices/BulkIndex"
+
     def opening(self) -> pb.BulkIndexRequest:
         """Give the first message of every connection."""
         return pb.BulkIndexRequest(defaults=pb.BulkIndexRequest.Defaults(index=self.index, pipeline=self.pipeline))
@@ -207,20 +212,6 @@ class BulkSession:
             failed = len(self._failures)
             done = sum(self._counts.values()) + failed
             self.on_progress(BulkProgress(taken=self._taken, acknowledged=done, failed=failed))
-
-
-class StreamBrokenError(Exception):
-    """The stream itself failed. Of a kind of its own: the caller's documents may raise anything, TermwiseError too."""
-
-    def __init__(self, error: TermwiseError) -> None:
-        """Keep why."""
-        super().__init__(error.message)
-        self.error = error
-
-
-def stream_ended() -> StreamBrokenError:
-    """Make the error of a stream that the server ended although acknowledgements are due."""
-    return StreamBrokenError(UnavailableError("The server ended the stream before it acknowledged everything."))
 
 
 def check_items(items: object) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from termwise.client.errors import TermwiseError, UnavailableError
 from termwise.v1 import indices_pb2_grpc, pipeline_pb2_grpc, search_pb2_grpc, trained_models_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from google.protobuf.message import Message
 
 ResultT = TypeVar("ResultT")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 LIFECYCLE_TIMEOUT = 300.0
 """Default timeout in seconds of calls that load, build or wait: they take as long as a model or a disk takes."""
@@ -65,6 +67,62 @@ class Streaming(Generic[ResultT]):
     request: Message
     read: Callable[[Any], ResultT]
     timeout: float | None = None
+
+
+class Duplex(Protocol[ResultT_co]):
+    """A stream of requests and a stream of answers: the bookkeeping of one, over as many connections as it takes.
+
+    It does no I/O. What was sent and is not answered is pending; when the connection breaks, it is sent again.
+    """
+
+    @property
+    def method(self) -> str:
+        """Service and method."""
+        ...
+
+    @property
+    def full(self) -> bool:
+        """Whether answers have to come before more is sent."""
+        ...
+
+    @property
+    def pending_count(self) -> int:
+        """How many requests wait for their answer."""
+        ...
+
+    def opening(self) -> Message:
+        """Give the first message of every connection."""
+        ...
+
+    def take(self, item: Any) -> Message | None:
+        """Give the message that sends an item; None where there is nothing to send."""
+        ...
+
+    def acknowledge(self, response: Any) -> ResultT_co:
+        """Take one answer in. Raises TermwiseError where it belongs to nothing that was sent."""
+        ...
+
+    def resume(self) -> Sequence[Message]:
+        """Give what has to be sent again over a new connection, in order."""
+        ...
+
+    def give_up(self, error: TermwiseError) -> TermwiseError:
+        """Give the error of a stream that broke for good."""
+        ...
+
+
+class StreamBrokenError(Exception):
+    """The stream itself failed. Of a kind of its own: the caller's items may raise anything, TermwiseError too."""
+
+    def __init__(self, error: TermwiseError) -> None:
+        """Keep why."""
+        super().__init__(error.message)
+        self.error = error
+
+
+def stream_ended() -> StreamBrokenError:
+    """Make the error of a stream that the server ended although acknowledgements are due."""
+    return StreamBrokenError(UnavailableError("The server ended the stream before it answered everything."))
 
 
 class Stubs:

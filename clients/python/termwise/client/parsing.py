@@ -48,6 +48,13 @@ def invalid(path: str, description: str) -> InvalidArgumentError:
     )
 
 
+def choose(value: str | None, choices: Mapping[Any, Any], path: str) -> Any:
+    """Give the enum value of a word. Raises InvalidArgumentError that names the words there are."""
+    if value not in choices:
+        raise invalid(path, f'there is no "{value}"; choose from {", ".join(word for word in choices if word)}')
+    return choices[value]
+
+
 def json_text(source: Mapping[str, Any] | str, path: str) -> str:
     """Give a body as JSON text; a string is taken as such. Dates become RFC 3339. Raises InvalidArgumentError."""
     if isinstance(source, str):

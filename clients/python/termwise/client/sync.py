@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import grpc
 
-from termwise.client import indices, pipelines, searching, trained_models
-from termwise.client.bulk import BulkProgress, BulkReport, BulkSession, StreamBrokenError, check_items, stream_ended
-from termwise.client.calls import Paged, Streaming, Stubs, Unary, as_method, channel_options
-from termwise.client.errors import TermwiseError, error_from_rpc
+from termwise.client import deployments, indices, inference, pipelines, searching, trained_models
+from termwise.client.bulk import BulkProgress, BulkReport, BulkSession, check_items
+from termwise.client.calls import Paged, Streaming, Unary, as_method, channel_options
+from termwise.client.connection import Connection
 from termwise.client.retry import Attempts, RetryPolicy, unlimited
+from termwise.client.streams import InferSession, check_texts
+from termwise.client.uploads import Files, OnUpload, UploadSession, local_files
 
 if TYPE_CHECKING:
     import types
     from collections.abc import Callable, Iterable, Iterator
 
-    from termwise.client.types import Document, JsonObject, Operation
-    from termwise.v1 import indices_pb2
+    from termwise.client.inference import InputType
+    from termwise.client.types import Document, ExpandedText, JsonObject, Operation
+    from termwise.v1.trained_models_pb2 import TrainedModel
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,127 +30,6 @@ DEFAULT_TIMEOUT = 30.0
 """Seconds for a call, retries included."""
 MAX_MESSAGE_BYTES = 32 << 20
 """The server's default limit of a message."""
-
-
-class Connection:
-    """A channel, its stubs, and the rules of sending. Safe to use from many threads."""
-
-    def __init__(
-        self,
-        channel: grpc.Channel,
-        *,
-        timeout: float,
-        retry: RetryPolicy,
-        max_message_bytes: int,
-        metadata: tuple[tuple[str, str], ...],
-    ) -> None:
-        """Take over the channel."""
-        self.channel = channel
-        self.stubs = Stubs(channel)
-        self.timeout = timeout
-        self.retry = retry
-        self.max_message_bytes = max_message_bytes
-        self.metadata = metadata
-
-    def unary(self, call: Unary[R]) -> R:
-        """Send one request, again where that is safe, and read its answer."""
-        return call.read(self._send(call, idempotent=call.idempotent))
-
-    def paged(self, call: Paged[R]) -> R:
-        """Fetch all pages."""
-        pages = [self._send(call, idempotent=True)]
-        while call.after(pages[-1]):
-            pages.append(self._send(call, idempotent=True))
-        return call.read(pages)
-
-    def streaming(self, call: Streaming[R]) -> Iterator[R]:
-        """Go through a stream of answers; leaving it early cancels the call."""
-        stream = self.stubs.method(call.method)(call.request, timeout=call.timeout, metadata=self.metadata)
-        try:
-            for answer in stream:
-                yield call.read(answer)
-        except grpc.RpcError as error:
-            raise error_from_rpc(error) from error
-        finally:
-            stream.cancel()
-
-    def bulk(self, session: BulkSession, items: Iterable[Any], attempts: Attempts) -> None:
-        """Run a bulk session to its end, over as many connections as it takes. Raises BulkIndexError."""
-        source = iter(items)
-        requests = [session.opening()]
-        while True:
-            try:
-                self._bulk_once(session, source, requests, attempts)
-            except StreamBrokenError as broken:
-                try:
-                    delay = attempts.delay_or_raise(broken.error, idempotent=True)
-                except TermwiseError as final:
-                    raise session.give_up(final) from final
-                requests = [session.opening(), *session.resume()]
-                time.sleep(delay)
-            else:
-                return
-
-    def _bulk_once(
-        self,
-        session: BulkSession,
-        source: Iterator[Any],
-        requests: list[indices_pb2.BulkIndexRequest],
-        attempts: Attempts,
-    ) -> None:
-        # The queue never holds more than the session's window. gRPC empties it from a thread of its own; documents are
-        # drawn in the caller's.
-        outgoing: SimpleQueue[indices_pb2.BulkIndexRequest | None] = SimpleQueue()
-        for request in requests:
-            outgoing.put(request)
-        stream = self.stubs.method("Indices/BulkIndex")(
-            iter(outgoing.get, None), timeout=attempts.remaining(), metadata=self.metadata
-        )
-        try:
-            while True:
-                while session.full:
-                    _acknowledge(session, stream, attempts)
-                item = next(source, _END)
-                if item is _END:
-                    break
-                if (taken := session.take(item)) is not None:
-                    outgoing.put(taken)
-            outgoing.put(None)
-            while session.pending_count:
-                _acknowledge(session, stream, attempts)
-        finally:
-            outgoing.put(None)
-            stream.cancel()
-
-    def _send(self, call: Unary[Any] | Paged[Any], *, idempotent: bool) -> Any:
-        attempts = Attempts(self.retry, self.timeout if call.timeout is None else call.timeout)
-        send = self.stubs.method(call.method)
-        while True:
-            try:
-                return send(call.request, timeout=attempts.remaining(), metadata=self.metadata)
-            except grpc.RpcError as error:
-                time.sleep(_delay(error, attempts, idempotent=idempotent))
-
-
-_END: Any = object()
-
-
-def _acknowledge(session: BulkSession, stream: Iterator[indices_pb2.BulkIndexResponse], attempts: Attempts) -> None:
-    try:
-        response = next(stream, None)
-    except grpc.RpcError as error:
-        raise StreamBrokenError(error_from_rpc(error)) from error
-    if response is None:
-        raise stream_ended()
-    session.acknowledge(response)
-    attempts.progressed()
-
-
-def _delay(error: grpc.RpcError, attempts: Attempts, *, idempotent: bool) -> float:
-    try:
-        return attempts.delay_or_raise(error_from_rpc(error), idempotent=idempotent)
-    except TermwiseError as final:
-        raise final from error
 
 
 class _Service:
@@ -188,15 +68,41 @@ class Models(_Service):
     list = _paged(trained_models.list_models)
     delete = _unary(trained_models.delete_model)
     download = _streaming(trained_models.download_model)
+    cancel_download = _unary(trained_models.cancel_download)
+    put_alias = _unary(trained_models.put_alias)
+    delete_alias = _unary(trained_models.delete_alias)
+    stats = _paged(trained_models.get_model_stats)
+
+    def upload(
+        self, model_id: str, files: Files, *, on_progress: OnUpload | None = None, timeout: float | None = None
+    ) -> TrainedModel:
+        """Send the files of a model that was put without a source, and give it as it then stands.
+
+        What the server holds already, from an upload that broke, is not sent again. Where the connection breaks, it
+        goes on by itself; it is given up after twice the tries of a call that move nothing.
+
+        Args:
+            model_id: The model, which is stored and has no source.
+            files: Its folder; or a dict of its files, such as `{"model.safetensors": "/tmp/weights"}`.
+            on_progress: Called after every part.
+            timeout: Seconds for everything; by default unlimited.
+
+        Raises FailedPreconditionError where the files cannot be used, OSError where they cannot be read.
+        """
+        session = UploadSession(model_id, local_files(files))
+        attempts = Attempts(self._connection.retry.patient(), unlimited(timeout))
+        return self._connection.upload(session, on_progress, attempts)
 
 
 class Deployments(_Service):
     """Deployments: what is running."""
 
-    start = _unary(trained_models.start_deployment)
-    stop = _unary(trained_models.stop_deployment)
-    get = _unary(trained_models.get_deployment)
-    list = _paged(trained_models.list_deployments)
+    start = _unary(deployments.start_deployment)
+    update = _unary(deployments.update_deployment)
+    clear_cache = _unary(deployments.clear_deployment_cache)
+    stop = _unary(deployments.stop_deployment)
+    get = _unary(deployments.get_deployment)
+    list = _paged(deployments.list_deployments)
 
 
 class Pipelines(_Service):
@@ -248,7 +154,9 @@ class Indices(_Service):
         """
         check_items(documents)
         session = BulkSession(index, pipeline, self._connection.max_message_bytes, on_progress)
-        self._connection.bulk(session, documents, Attempts(self._connection.retry.patient(), unlimited(timeout)))
+        attempts = Attempts(self._connection.retry.patient(), unlimited(timeout))
+        for _ in self._connection.duplex(session, documents, attempts):
+            pass
         return session.conclude(raise_on_failure=raise_on_failure)
 
 
@@ -267,8 +175,8 @@ class Client(_Service):
     """
 
     search = _unary(searching.search)
-    infer = _unary(trained_models.infer)
-    expand = _unary(trained_models.expand)
+    infer = _unary(inference.infer)
+    expand = _unary(inference.expand)
 
     def __init__(
         self,
@@ -306,6 +214,35 @@ class Client(_Service):
         self.deployments = Deployments(self._connection)
         self.pipelines = Pipelines(self._connection)
         self.indices = Indices(self._connection)
+
+    def infer_stream(
+        self,
+        deployment_id: str,
+        texts: Iterable[str],
+        *,
+        input_type: InputType | None = None,
+        include_token_ids: bool = False,
+        raise_on_error: bool = True,
+        timeout: float | None = None,
+    ) -> Iterator[ExpandedText]:
+        """Expand any number of texts over one stream, slowed down to what the deployment takes; give them in order.
+
+        Where the connection breaks, the stream is opened again and texts without an answer are sent again. Leaving the
+        iteration early cancels the call.
+
+        Args:
+            deployment_id: The deployment; or a model or an alias that one runs.
+            texts: The texts. Drawn as needed, up to 256 ahead of the answers.
+            input_type: Which side of the model reads them; may be left out only where both sides are the same.
+            include_token_ids: Give vocabulary ids too.
+            raise_on_error: Raise the error of the first text that cannot be expanded; else its `error` says why.
+            timeout: Seconds for everything; by default unlimited.
+        """
+        check_texts(texts)
+        limit = self._connection.max_message_bytes
+        session = InferSession(deployment_id, input_type, include_token_ids, limit, raise_on_error)
+        attempts = Attempts(self._connection.retry.patient(), unlimited(timeout))
+        return self._connection.duplex(session, texts, attempts)
 
     def close(self) -> None:
         """Close the connection; calls under way are cancelled."""

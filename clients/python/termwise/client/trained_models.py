@@ -1,41 +1,19 @@
-"""Calls of the TrainedModels service."""
+"""Calls of the TrainedModels service about what is stored."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from termwise.client.calls import LIFECYCLE_TIMEOUT, Paged, Streaming, Unary
-from termwise.client.messages import seconds, vector_from
-from termwise.client.parsing import invalid, parse
-from termwise.client.types import Expansion, Inference, InferenceTimings, MessageLike, SparseVector
+from termwise.client.parsing import choose, invalid, parse
 from termwise.v1 import trained_models_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-InputType = Literal["query", "document"]
-"""Which side of a model reads a text."""
-Precision = Literal["auto", "float32", "bfloat16", "int8"]
-"""Arithmetic that a deployment can be asked for."""
+    from termwise.client.types import MessageLike
 
 _PUT_WAIT = {"stored": pb.PutTrainedModelRequest.WAIT_FOR_STORED, "ready": pb.PutTrainedModelRequest.WAIT_FOR_READY}
-_START_WAIT = {
-    "starting": pb.StartDeploymentRequest.WAIT_FOR_STARTING,
-    "started": pb.StartDeploymentRequest.WAIT_FOR_STARTED,
-    "fully_allocated": pb.StartDeploymentRequest.WAIT_FOR_FULLY_ALLOCATED,
-}
-_PRECISIONS = {
-    None: pb.Deployment.PRECISION_UNSPECIFIED,
-    "auto": pb.Deployment.PRECISION_AUTO,
-    "float32": pb.Deployment.PRECISION_FLOAT32,
-    "bfloat16": pb.Deployment.PRECISION_BFLOAT16,
-    "int8": pb.Deployment.PRECISION_INT8,
-}
-_INPUT_TYPES = {
-    None: pb.InferRequest.INPUT_TYPE_UNSPECIFIED,
-    "query": pb.InferRequest.INPUT_TYPE_QUERY,
-    "document": pb.InferRequest.INPUT_TYPE_DOCUMENT,
-}
 
 
 def put_model(  # noqa: PLR0913 - one keyword a setting of the request
@@ -52,12 +30,14 @@ def put_model(  # noqa: PLR0913 - one keyword a setting of the request
 ) -> Unary[pb.TrainedModel]:
     """Store a model's configuration and start the download of its artefacts.
 
-    For a packaged model such as ".splade_tiny" the id is all it takes. `wait_for="ready"` stays until the download has
+    For a packaged model such as ".splade_tiny" the id is all it takes. Without a source the files are uploaded
+    (`models.upload`). `wait_for="ready"` stays until the download has
     ended: look at the `state`, a failed download is no error of this call. Never retried.
 
     Args:
         model_id: The new model's id.
-        source_uri: Where its artefacts come from: `pypi://name@version/path` or `file:///path`.
+        source_uri: Where its artefacts come from: `pypi://name@version/path`, `hf://org/name@revision`, `https://…`,
+            `http://…` or `file:///path`.
         sha256: Expected checksum in hex; empty: not checked.
         description: Free text.
         tags: Free labels.
@@ -97,24 +77,43 @@ def get_model(model_id: str, *, timeout: float | None = None) -> Unary[pb.Traine
     )
 
 
-def list_models(*, page_size: int = 0, timeout: float | None = None) -> Paged[list[pb.TrainedModel]]:
-    """Give all models by id, fetched page by page (`page_size` 0: the server's default)."""
+def list_models(
+    *,
+    model_ids: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    page_size: int = 0,
+    timeout: float | None = None,
+) -> Paged[list[pb.TrainedModel]]:
+    """Give models by id, fetched page by page.
+
+    Args:
+        model_ids: Ids and aliases of those wanted; "*" stands for any characters. By default all.
+        tags: Labels that they must have, all of them.
+        page_size: Models in a page; 0: the server's default.
+        timeout: Seconds; by default the client's.
+    """
     return Paged(
         "TrainedModels/ListTrainedModels",
-        pb.ListTrainedModelsRequest(page_size=page_size),
+        pb.ListTrainedModelsRequest(
+            page_size=page_size, model_ids=several(model_ids, "model_ids"), tags=several(tags, "tags")
+        ),
         lambda pages: [model for page in pages for model in page.trained_models],
         timeout=timeout,
     )
 
 
-def delete_model(model_id: str, *, timeout: float | None = None) -> Unary[None]:
-    """Delete a model and its artefacts. Raises FailedPreconditionError while a deployment runs it. Never retried."""
+def delete_model(model_id: str, *, force: bool = False, timeout: float | None = None) -> Unary[None]:
+    """Delete a model, its artefacts and its aliases. Never retried.
+
+    Raises FailedPreconditionError while a deployment runs it, or a pipeline or an index uses it, unless `force` is set:
+    its deployments are then stopped.
+    """
     return Unary(
         "TrainedModels/DeleteTrainedModel",
-        pb.DeleteTrainedModelRequest(model_id=model_id),
+        pb.DeleteTrainedModelRequest(model_id=model_id, force=force),
         lambda _: None,
         idempotent=False,
-        timeout=timeout,
+        timeout=timeout or LIFECYCLE_TIMEOUT,
     )
 
 
@@ -131,147 +130,67 @@ def download_model(model_id: str, *, timeout: float | None = None) -> Streaming[
     )
 
 
-def start_deployment(  # noqa: PLR0913 - one keyword a setting of the request
-    model_id: str,
-    *,
-    deployment_id: str = "",
-    number_of_allocations: int | None = None,
-    threads_per_allocation: int | None = None,
-    queue_capacity: int | None = None,
-    precision: Precision | None = None,
-    cache_size_bytes: int | None = None,
-    wait_for: Literal["starting", "started", "fully_allocated"] = "started",
-    timeout: float | None = None,
-) -> Unary[pb.Deployment]:
-    """Start a deployment of a model, and by default wait until it answers. Never retried.
+def cancel_download(model_id: str, *, timeout: float | None = None) -> Unary[pb.TrainedModel]:
+    """End a model's download; the model turns FAILED. Never retried.
 
-    Args:
-        model_id: The model to run. One that is still being downloaded is waited for.
-        deployment_id: The new deployment's id; empty: the model's.
-        number_of_allocations: Workers; by default 1.
-        threads_per_allocation: Processor threads of each worker, a power of two; by default 1.
-        queue_capacity: Texts that may wait; by default 1,024.
-        precision: Arithmetic of the model; by default what the server's setting says. Raises FailedPreconditionError
-            where the processor or the model cannot do with it.
-        cache_size_bytes: Room for expansions of texts that were asked before; 0: none; by default the model's size.
-        wait_for: How long the call stays.
-        timeout: Seconds; by default 300. A start that outlives it goes on.
+    Raises FailedPreconditionError where it is not being downloaded.
     """
-    request = pb.StartDeploymentRequest(
-        model_id=model_id,
-        deployment_id=deployment_id,
-        number_of_allocations=number_of_allocations,
-        threads_per_allocation=threads_per_allocation,
-        queue_capacity=queue_capacity,
-        precision=choose(precision, _PRECISIONS, "precision"),
-        cache_size_bytes=cache_size_bytes,
-        wait_for=choose(wait_for, _START_WAIT, "wait_for"),
-    )
     return Unary(
-        "TrainedModels/StartDeployment",
-        request,
-        lambda answer: answer.deployment,
+        "TrainedModels/CancelDownload",
+        pb.CancelDownloadRequest(model_id=model_id),
+        lambda answer: answer.trained_model,
         idempotent=False,
-        timeout=timeout or LIFECYCLE_TIMEOUT,
+        timeout=timeout,
     )
 
 
-def stop_deployment(deployment_id: str, *, force: bool = False, timeout: float | None = None) -> Unary[None]:
-    """Stop a deployment; what it has admitted is answered first. Never retried.
+def put_alias(
+    alias: str, model_id: str, *, reassign: bool = False, timeout: float | None = None
+) -> Unary[pb.TrainedModel]:
+    """Give a model another name.
 
-    Raises FailedPreconditionError where a pipeline or an index names it, unless `force` is set.
+    Raises AlreadyExistsError where the alias is another model's, unless `reassign` is set.
     """
     return Unary(
-        "TrainedModels/StopDeployment",
-        pb.StopDeploymentRequest(deployment_id=deployment_id, force=force),
+        "TrainedModels/PutModelAlias",
+        pb.PutModelAliasRequest(alias=alias, model_id=model_id, reassign=reassign),
+        lambda answer: answer.trained_model,
+        idempotent=True,
+        timeout=timeout,
+    )
+
+
+def delete_alias(alias: str, *, model_id: str = "", timeout: float | None = None) -> Unary[None]:
+    """Take an alias away, where `model_id` is given only from that model. Raises NotFoundError. Never retried."""
+    return Unary(
+        "TrainedModels/DeleteModelAlias",
+        pb.DeleteModelAliasRequest(alias=alias, model_id=model_id),
         lambda _: None,
         idempotent=False,
-        timeout=timeout or LIFECYCLE_TIMEOUT,
-    )
-
-
-def get_deployment(deployment_id: str, *, timeout: float | None = None) -> Unary[pb.Deployment]:
-    """Give one deployment. Raises NotFoundError."""
-    return Unary(
-        "TrainedModels/GetDeployment",
-        pb.GetDeploymentRequest(deployment_id=deployment_id),
-        lambda answer: answer.deployment,
-        idempotent=True,
         timeout=timeout,
     )
 
 
-def list_deployments(*, page_size: int = 0, timeout: float | None = None) -> Paged[list[pb.Deployment]]:
-    """Give all deployments by id, fetched page by page (`page_size` 0: the server's default)."""
-    return Paged(
-        "TrainedModels/ListDeployments",
-        pb.ListDeploymentsRequest(page_size=page_size),
-        lambda pages: [deployment for page in pages for deployment in page.deployments],
-        timeout=timeout,
-    )
-
-
-def infer(
-    deployment_id: str,
-    texts: Iterable[str],
-    *,
-    input_type: InputType | None = None,
-    include_token_ids: bool = False,
-    timeout: float | None = None,
-) -> Unary[Inference]:
-    """Expand texts into sparse vectors, one a text, in order.
+def get_model_stats(
+    *, model_ids: Iterable[str] = (), page_size: int = 0, timeout: float | None = None
+) -> Paged[list[pb.TrainedModelStats]]:
+    """Give figures of models and their deployments, fetched page by page.
 
     Args:
-        deployment_id: The deployment.
-        texts: At least one, and at most what the deployment's queue holds.
-        input_type: Which side of the model reads them; may be left out only where both sides are the same.
-        include_token_ids: Give vocabulary ids too.
+        model_ids: Ids and aliases of models, ids of deployments; "*" stands for any characters. By default all models.
+        page_size: Models in a page; 0: the server's default.
         timeout: Seconds; by default the client's.
     """
-    if isinstance(texts, str):
-        raise invalid("texts", "expected a list of strings, got one string; use expand() for one text")
-    request = pb.InferRequest(
-        deployment_id=deployment_id,
-        texts=texts,
-        input_type=choose(input_type, _INPUT_TYPES, "input_type"),
-        include_token_ids=include_token_ids,
-    )
-    return Unary("TrainedModels/Infer", request, read_inference, idempotent=True, timeout=timeout)
-
-
-def expand(
-    deployment_id: str, text: str, *, input_type: InputType | None = "query", timeout: float | None = None
-) -> Unary[SparseVector]:
-    """Expand one text, by default as a query, into weighted tokens, heaviest first."""
-    call = infer(deployment_id, [text], input_type=input_type, timeout=timeout)
-    return Unary(
-        call.method,
-        call.request,
-        lambda answer: read_inference(answer).results[0].vector,
-        idempotent=True,
+    return Paged(
+        "TrainedModels/GetTrainedModelStats",
+        pb.GetTrainedModelStatsRequest(page_size=page_size, model_ids=several(model_ids, "model_ids")),
+        lambda pages: [stats for page in pages for stats in page.trained_model_stats],
         timeout=timeout,
     )
 
 
-def read_inference(answer: pb.InferResponse) -> Inference:
-    """Read the answer of Infer."""
-    return Inference(
-        results=tuple(
-            Expansion(vector_from(each.vector), each.token_count, each.truncated, tuple(each.token_ids))
-            for each in answer.results
-        ),
-        model_id=answer.model_id,
-        fingerprint=answer.fingerprint,
-        timings=InferenceTimings(
-            queue=seconds(answer.timings.queue),
-            tokenize=seconds(answer.timings.tokenize),
-            inference=seconds(answer.timings.inference),
-        ),
-    )
-
-
-def choose(value: str | None, choices: Mapping[Any, Any], path: str) -> Any:
-    """Give the enum value of a word. Raises InvalidArgumentError that names the words there are."""
-    if value not in choices:
-        raise invalid(path, f'there is no "{value}"; choose from {", ".join(word for word in choices if word)}')
-    return choices[value]
+def several(names: Iterable[str], path: str) -> Iterable[str]:
+    """Refuse one string where a list of them is expected."""
+    if isinstance(names, str):
+        raise invalid(path, f'expected a list of strings, got one string; give ["{names}"]')
+    return names

@@ -209,6 +209,30 @@ class Expansion:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpandedText:
+    """What became of one text of a stream.
+
+    Attributes:
+        position: Its place in the stream, from 0.
+        text: The text.
+        expansion: Its expansion; None where there is an error.
+        error: Why it could not be expanded; None where it was.
+    """
+
+    position: int
+    text: str
+    expansion: Expansion | None = None
+    error: TermwiseError | None = None
+
+    @property
+    def vector(self) -> SparseVector:
+        """Its weighted tokens. Raises the text's error where there are none."""
+        if self.expansion is None:
+            raise self.error or ValueError("there is no expansion")
+        return self.expansion.vector
+
+
+@dataclass(frozen=True, slots=True)
 class InferenceTimings:
     """Where the time of an inference went inside the server, in seconds."""
 
