@@ -89,6 +89,24 @@ class Archive:
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
             raise unusable(f"{_shown(name)} of its archive is broken; download it again") from error
 
+    def read_store(self, pickle: str, key: str) -> bytearray:
+        """Read the store of tensors that a pickle calls by a key.
+
+        Raises:
+            FailedPreconditionError: it is broken.
+
+        """
+        member = self.members[f"{pickle.removesuffix('.pkl')}/{key}"]
+        held = bytearray(member.file_size)
+        try:
+            with self._zip.open(member) as stream:
+                read = 0
+                while count := stream.readinto(memoryview(held)[read:]):
+                    read += count
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise unusable("the tensors of its archive are broken; download it again") from error
+        return held
+
     @property
     def code(self) -> list[str]:
         """Names of the members that are source."""

@@ -52,7 +52,7 @@ class PackageMetadata:
     """What a package says of itself. Strings are "" where it does not say.
 
     `size_bytes` and `sha256` (hex, in small letters) are those of the archive; `size_bytes` is 0 where it does not say.
-    `raw` is the whole file.
+    `expansion_type` is "splade" for a model whose answer is logits, a row a token. `raw` is the whole file.
     """
 
     packaged_model_id: str = ""
@@ -67,6 +67,7 @@ class PackageMetadata:
     document_prefix: str = ""
     query_prefix: str = ""
     results_field: str = "predicted_value"
+    expansion_type: str = ""
     tokenization: Tokenization = field(default_factory=Tokenization)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict)
@@ -118,6 +119,7 @@ def read_metadata(raw: bytes, *, packaged: bool = False) -> PackageMetadata:
         document_prefix=_string(prefixes, "ingest", "prefix_strings."),
         query_prefix=_string(prefixes, "search", "prefix_strings."),
         results_field=_string(task, "results_field", _TASK) or "predicted_value",
+        expansion_type=_string(task, "expansion_type", _TASK).lower(),
         tokenization=_tokenization(_object(task, "tokenization", _TASK)),
         metadata=_object(values, "metadata"),
         raw=values,

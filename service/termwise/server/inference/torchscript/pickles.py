@@ -9,6 +9,7 @@ The opcodes are those of Python's pickle protocol 2; what torch puts in them is 
 
 from __future__ import annotations
 
+import math
 import pickletools
 import re
 from dataclasses import dataclass, field
@@ -47,13 +48,22 @@ _WORD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A tensor by what a pickle says of it; `dtype` is the name of its store. It lies inside that store."""
+    """A tensor by what a pickle says of it; `dtype` is the name of its store. It lies inside that store.
+
+    `offset` and `stride` count elements. `scale` is what a tensor in 8 bits stands for: kind, scales, zeros and axis.
+    """
 
     dtype: str
     key: str
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    scale: tuple[Any, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
 
 
 @dataclass(slots=True, eq=False)
@@ -253,8 +263,10 @@ class _Machine:
         # A store in 8 bits is one of a tensor with scales, and the other way round.
         if (made_by == "_rebuild_qtensor") != store.dtype.startswith("Q"):
             raise unsafe(f"{self._name} makes a tensor of a store of another kind")
+        scale: tuple[Any, ...] = ()
         if made_by == "_rebuild_qtensor":
             self._check_scales(others[0], shape)
+            scale = (others[0][0].name, *others[0][1:])
         _natural(offset)
         if len(shape) != len(stride) or len(shape) > _MOST_DIMENSIONS:
             raise ValueError(shape)
@@ -265,7 +277,7 @@ class _Machine:
             last += (size - 1) * step
         if 0 not in shape and last >= store.elements:
             raise unsafe(f"{self._name} says that a tensor reaches beyond what is stored of it")
-        return Tensor(store.dtype, store.key, offset, tuple(shape), tuple(stride))
+        return Tensor(store.dtype, store.key, offset, tuple(shape), tuple(stride), scale)
 
     def _check_scales(self, scheme: Any, shape: Any) -> None:
         kind, scales, zeros, *axis = scheme
