@@ -140,9 +140,16 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel\) is not supported"),
-        ({"architectures": None}, "not supported"),
-        ({"hidden_act": "swish"}, 'activation "swish" is not supported'),
+        ({"architectures": ["BertModel"]}, r"BertModel\) is not supported: what is needed is a BertForMaskedLM"),
+        (
+            {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
+            r"GPT2LMHeadModel\) is not supported: it is not",
+        ),
+        (
+            {"architectures": ["X"], "model_type": "new", "auto_map": {"AutoModel": "x.X"}},
+            "code that comes with a model",
+        ),
+        ({"architectures": None, "model_type": None}, 'config.json has no "model_type"'),
         ({"hidden_size": None}, '"hidden_size" is missing'),
         ({"hidden_size": "wide"}, '"hidden_size" is missing or not'),
         ({"num_attention_heads": 5}, "do not divide"),
@@ -168,12 +175,13 @@ def test_max_tokens_out_of_range_is_refused(folder: Path, max_tokens: int) -> No
 
 def test_other_pooling_is_refused(folder: Path) -> None:
     kind = "sentence_transformers.sparse_encoder.modules.SpladePooling"
-    (folder / "modules.json").write_text(json.dumps([{"path": "1_Pooling", "type": kind}]))
+    network = {"path": "", "type": "sentence_transformers.sparse_encoder.modules.MLMTransformer"}
+    (folder / "modules.json").write_text(json.dumps([network, {"path": "1_Pooling", "type": kind}]))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_strategy": "max"}))
     inspect_model(folder, CONFIG)
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_strategy": "sum"}))
-    with pytest.raises(FailedPreconditionError, match="pooling"):
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_strategy": "mean"}))
+    with pytest.raises(FailedPreconditionError, match='its pooling \\("mean" of "relu"\\) is not supported'):
         inspect_model(folder, CONFIG)
 
 
@@ -260,10 +268,9 @@ def test_verdict_is_kept_and_believed(folder: Path, tmp_path: Path, monkeypatch:
     verdicts = list((cache / "parity").iterdir())
     assert len(verdicts) == 1
     edit(verdicts[0], problem="a test says so")
-    with pytest.raises(FailedPreconditionError, match="a test says so"):
-        load_encoder(folder, CONFIG, precision="float32", cache=cache)
+    assert load_encoder(folder, CONFIG, precision="float32", cache=cache).engine == "transformers"
     verdicts[0].write_text("{ torn")
-    load_encoder(folder, CONFIG, precision="float32", cache=cache)
+    assert load_encoder(folder, CONFIG, precision="float32", cache=cache).engine == "torch"
     assert json.loads(verdicts[0].read_text())["problem"] is None
 
 
@@ -314,12 +321,35 @@ def test_a_lacking_tensor_is_named_before_anything_is_loaded(folder: Path, name:
         inspect_model(folder, CONFIG)
 
 
-def test_model_that_differs_from_plain_transformers_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fast_path_that_differs_from_plain_transformers_is_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = load_encoder(folder, CONFIG, precision="float32")
     # An activation that the encoder mistakes for another stands for any error of the packed path.
     monkeypatch.setitem(ACTIVATIONS, "gelu", ("relu", ""))
-    with pytest.raises(FailedPreconditionError, match="differ from those of plain transformers") as caught:
+    plain = load_encoder(folder, CONFIG)
+    assert (plain.engine, plain.precision) == ("transformers", "float32")
+    assert "the fast path is not used" in caplog.text
+    texts = ["the cat sat"]
+    left, other = (each.encode(each.tokenize(texts, Side.QUERY), Side.QUERY)[0] for each in (plain, right))
+    assert left.tokens == other.tokens
+    assert left.weights.tolist() == pytest.approx(other.weights.tolist(), abs=1e-4)
+    if has_bfloat16():
+        with pytest.raises(FailedPreconditionError, match="use AUTO or FLOAT32"):
+            load_encoder(folder, CONFIG, precision="bfloat16")
+
+
+def test_an_activation_without_a_fast_path_runs_on_the_plain_one(folder: Path) -> None:
+    edit(folder / "config.json", hidden_act="silu")
+    assert load_encoder(folder, CONFIG).engine == "transformers"
+    edit(folder / "config.json", hidden_act="nonsense")
+    with pytest.raises(FailedPreconditionError, match=r"transformers does not load it \(KeyError\)"):
         load_encoder(folder, CONFIG)
-    assert caught.value.reason_code == "PARITY_FAILED"
+
+
+def test_a_kind_of_model_is_known_without_its_architecture(folder: Path) -> None:
+    edit(folder / "config.json", architectures=None)
+    assert inspect_model(folder, CONFIG).architecture == "BertForMaskedLM"
 
 
 @pytest.mark.parametrize("broken", ["__init__", "pool"])

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ACTIVATIONS",
     "ARCHITECTURES",
+    "MOST_LAYERS",
+    "MOST_TOKENS",
     "RELATIVE_BUCKETS",
     "Architecture",
     "Dimensions",
     "current_name",
     "find_architecture",
+    "packed_architecture",
     "read_dimensions",
     "tensor_shapes",
 ]
@@ -34,6 +37,22 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": ("gelu", "tanh"),
     "relu": ("relu", ""),
 }
+# The architecture of a kind of model where config.json names none.
+_KINDS = {
+    "bert": "BertForMaskedLM",
+    "camembert": "CamembertForMaskedLM",
+    "distilbert": "DistilBertForMaskedLM",
+    "electra": "ElectraForMaskedLM",
+    "mpnet": "MPNetForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "xlm-roberta": "XLMRobertaForMaskedLM",
+}
+# Most tokens of a vocabulary, and most layers: more than any model has (XLM-V has 901,629 tokens), few enough that
+# what is made of them before the weights are seen to differ takes no memory to speak of.
+MOST_TOKENS = 1 << 20
+MOST_LAYERS = 1024
+_MOST_FIGURE = 1 << 24
+_MOST = {"vocabulary": MOST_TOKENS, "layers": MOST_LAYERS}
 # Buckets of distances, by MPNet's rule, which transformers fixes whatever config.json says.
 RELATIVE_BUCKETS = 32
 
@@ -76,6 +95,19 @@ class Dimensions:
     def projects(self) -> bool:
         """Whether a product stands between the embeddings and the first layer."""
         return self.embedding != self.hidden
+
+
+def packed_architecture(config: Mapping[str, Any]) -> Architecture | None:
+    """Give the architecture by which the fast path runs a model; None where it does not.
+
+    It knows the names that config.json states, or the kind where it states none, and the activation.
+    """
+    names = [str(name) for name in config.get("architectures") or [_KINDS.get(str(config.get("model_type")))]]
+    found = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
+    if found is None:
+        return None
+    activation = config.get(found.dimensions["activation"], found.defaults.get("activation"))
+    return found if activation in ACTIVATIONS else None
 
 
 def find_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -140,6 +172,8 @@ def _read_figures(architecture: Architecture, config: Mapping[str, Any]) -> dict
             if not float(value).is_integer():  # nor infinite, nor NaN
                 raise _broken(f'"{key}" is not a whole number')
             figures[name] = int(value)
+            if value > _MOST.get(name, _MOST_FIGURE):
+                raise _broken(f'"{key}" is {int(value)}; the most supported are {_MOST.get(name, _MOST_FIGURE)}')
     return figures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,17 +50,37 @@ class Vocabulary:
         return tuple(map(self.strings.__getitem__, ids.tolist()))
 
 
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """How what a network gives for a token becomes its weight: `log1p`, so many times; 0: it is the weight already.
+
+    `muted` are the ids of tokens that get none.
+    """
+
+    logarithms: int = 1
+    muted: frozenset[int] = frozenset()
+
+
+PLAIN = Weighing()
+"""`log1p`, for all tokens."""
+
+
 def extract(
-    logits: NDArray[np.float32], vocabulary: Vocabulary, *, max_terms: int, min_weight: float
+    logits: NDArray[np.float32],
+    vocabulary: Vocabulary,
+    *,
+    max_terms: int,
+    min_weight: float,
+    weighing: Weighing = PLAIN,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Turn a text's largest logits `[vocabulary]` into weights, `log1p(relu(logit))`.
+    """Turn a text's largest logits `[vocabulary]` into weights, `log1p(relu(logit))` by default.
 
     Returns:
         Ids and weights, heaviest first, at most `max_terms` (0: all), none below `min_weight` or not positive.
 
     """
     ids = np.flatnonzero(logits > 0)
-    return weigh((ids, logits[ids]), vocabulary, max_terms=max_terms, min_weight=min_weight)
+    return weigh((ids, logits[ids]), vocabulary, max_terms=max_terms, min_weight=min_weight, weighing=weighing)
 
 
 def weigh(
@@ -68,9 +89,15 @@ def weigh(
     *,
     max_terms: int,
     min_weight: float,
+    weighing: Weighing = PLAIN,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Do the same where the ids of positive logits, and those, are known."""
-    ids, weights = positive[0], np.log1p(positive[1])
+    ids, weights = positive
+    for _ in range(weighing.logarithms):
+        weights = np.log1p(weights)
+    if weighing.muted:
+        kept = np.isin(ids, list(weighing.muted), invert=True)
+        ids, weights = ids[kept], weights[kept]
     least = max(np.float32(min_weight), SMALLEST_WEIGHT)
     if weights.size and weights.min() < least:
         kept = weights >= least

@@ -17,14 +17,15 @@ from termwise.server.inference.splade import SpladeEncoder
 from termwise.server.inference.weights import read_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from termwise.server.inference.artefacts import ModelFolder
-    from termwise.server.inference.base import Encoder, ExpansionConfig
+    from termwise.server.inference.base import ExpansionConfig
     from termwise.server.inference.computing import Computing
+    from termwise.server.inference.extraction import Weighing
     from termwise.server.inference.networks import Network
     from termwise.server.inference.text import TextTokenizer
 
@@ -37,8 +38,15 @@ def load_fast(
     tokenizer: TextTokenizer,
     fingerprints: dict[Side, str],
     computing: Computing,
-) -> Encoder:
+    weighing: Weighing,
+    *,
+    read: Callable[[], Mapping[str, NDArray[np.float32]]] | None = None,
+    reference: Callable[[Sequence[Sequence[int]]], list[NDArray[np.float32]]] | None = None,
+) -> SpladeEncoder:
     """Load a model of a known architecture into the best network that runs here and answers as the plain path does.
+
+    `read` gives the weights where they are not in files of the folder, and `reference` what the plain path answers, as
+    `parity.Judge` wants it.
 
     Raises:
         FailedPreconditionError: see `loader.load_encoder`.
@@ -50,15 +58,17 @@ def load_fast(
         choices = ["bfloat16", "float32"] if "bfloat16" in able else ["float32"]
     elif computing.precision not in able:
         raise refuse_precision(f"{where} does not compute in {computing.precision}", "PRECISION_UNSUPPORTED")
-    weights = read_weights(opened)
+    weights = read() if read else read_weights(opened)
     set_compute_threads(computing.threads)
-    judge = Judge(tokenizer, fingerprints[Side.DOCUMENT], computing.cache, partial(plain_weights, opened))
+    judge = Judge(
+        tokenizer, fingerprints[Side.DOCUMENT], computing.cache, reference or partial(plain_weights, opened.path)
+    )
     refusal: str | None = None
     failure: Exception | None = None
     for choice, maker in ((each, maker) for each in choices for maker in make(opened, weights, each)):
         try:
             network = maker()
-            encoder = SpladeEncoder(config, tokenizer, fingerprints, network, choice)
+            encoder = SpladeEncoder(config, tokenizer, fingerprints, network, choice, weighing)
             problem = judge.compare(encoder)
         except (RuntimeError, MemoryError) as error:
             # A product that this processor or build of torch lacks, or memory: the next network may do without.
@@ -71,18 +81,18 @@ def load_fast(
         _log.warning("encoder in %s by %s is refused: %s", choice, network.kernel, problem)
         refusal = problem
     if refusal is None and failure is not None:
-        raise _does_not_run(choices[-1], failure) from failure
+        raise does_not_run(choices[-1], failure) from failure
     if choices[-1] != "float32":
         why = f"this model's vectors in it differ too much from the exact ones ({refusal})"
         raise refuse_precision(why, "PARITY_FAILED")
     raise FailedPreconditionError(
-        f"The model's vectors differ from those of plain transformers ({refusal}); it cannot be served.",
+        f"The model's vectors differ from those of plain transformers ({refusal}).",
         reason="PARITY_FAILED",
         metadata={"architecture": opened.architecture.name},
     ) from failure
 
 
-def _does_not_run(precision: str, error: Exception) -> FailedPreconditionError:
+def does_not_run(precision: str, error: Exception) -> FailedPreconditionError:
     """Make the error for a model that no network computes, from what the last one raised."""
     # torch has no type for the processor's memory, and one that is a RuntimeError for a device's.
     if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):

@@ -1,46 +1,85 @@
-"""The plain path: a model as transformers itself runs it."""
+"""The plain path: a model as transformers itself loads and runs it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 from termwise.server.errors import FailedPreconditionError
+from termwise.server.inference.files import unusable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from termwise.server.inference.artefacts import ModelFolder
+_log = logging.getLogger(__name__)
 
 
-def plain_weights(folder: ModelFolder, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+def load_model(path: Path) -> Any:
+    """Load a folder's model by transformers, in float32; code that comes with it is never run.
+
+    Raises:
+        FailedPreconditionError: transformers cannot load it, or would make up weights that its files lack.
+
+    """
+    import torch  # noqa: PLC0415 - slow to import
+    from transformers import AutoModelForMaskedLM  # noqa: PLC0415 - seconds to import, needed once a model
+    from transformers.utils import logging as chatter  # noqa: PLC0415
+
+    # It would draw a progress bar into the log, and warn of what is checked here.
+    chatter.disable_progress_bar()
+    chatter.set_verbosity_error()
+    try:
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            path,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except MemoryError as error:
+        raise FailedPreconditionError(
+            "The model does not run here: out of memory; free some, or use a smaller model.",
+            reason="MODEL_DOES_NOT_RUN",
+        ) from error
+    except Exception as error:  # whatever it is, the model cannot be run
+        _log.warning("transformers does not load the model", exc_info=error)
+        raise FailedPreconditionError(
+            f"The model cannot be used: transformers does not load it ({type(error).__name__}); the server's log says "
+            "more.",
+            reason="MODEL_UNUSABLE",
+        ) from error
+    missing = sorted(report.get("missing_keys") or ())
+    if missing:
+        raise unusable(f'its weights lack the tensor "{missing[0]}"')
+    return model.eval()
+
+
+def plain_weights(
+    path: Path, texts: Sequence[Sequence[int]], *, summed_logarithms: int = 0
+) -> list[NDArray[np.float32]]:
     """Give the weights `[vocabulary]` of texts by plain transformers, text by text, in float32.
+
+    `summed_logarithms` 0: the largest logit counts. Above: `log1p(relu(x))`, so many logarithms of it, are summed over
+    the tokens, and the sum is the logit.
 
     Raises:
         FailedPreconditionError: transformers cannot load the model.
 
     """
     import torch  # noqa: PLC0415 - slow to import
-    from transformers import AutoModelForMaskedLM  # noqa: PLC0415 - seconds to import, needed once a model
-    from transformers.utils import logging  # noqa: PLC0415
 
-    # It would draw a progress bar into the log.
-    logging.disable_progress_bar()
-
-    try:
-        model = AutoModelForMaskedLM.from_pretrained(
-            folder.path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        ).eval()
-    except Exception as error:  # whatever it is, the model cannot be checked
-        raise FailedPreconditionError(
-            "The model cannot be used: transformers does not load it, so that it cannot be checked.",
-            reason="MODEL_UNUSABLE",
-        ) from error
+    model = load_model(path)
     weights = []
     with torch.inference_mode():
         for ids in texts:
-            logits = model(input_ids=torch.tensor([list(ids)])).logits[0]
-            weights.append(torch.log1p(torch.relu(logits.amax(0))).numpy())
+            logits = model(input_ids=torch.tensor([list(ids)])).logits[0].relu_()
+            for _ in range(summed_logarithms):
+                logits = logits.log1p_()
+            pooled = logits.sum(0) if summed_logarithms else logits.amax(0)
+            weights.append(pooled.log1p().numpy())
     return weights

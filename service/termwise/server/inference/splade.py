@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from termwise.server.inference.base import NO_TURN, Expansion, Side, TokenizedText
-from termwise.server.inference.extraction import Vocabulary, extract, weigh
+from termwise.server.inference.extraction import PLAIN, Vocabulary, Weighing, extract, weigh
 from termwise.server.inference.networks import PositiveNetwork
 from termwise.server.inference.packing import plan_batches
 
@@ -46,6 +46,7 @@ class SpladeEncoder:
         fingerprints: dict[Side, str],
         network: Network,
         precision: str,
+        weighing: Weighing = PLAIN,
     ) -> None:
         """Read texts by `tokenizer`, and compute by `network`, whose arithmetic is `precision`."""
         self._network = network
@@ -59,6 +60,7 @@ class SpladeEncoder:
         if isinstance(network, PositiveNetwork):
             self._run, self._read, self._batch_tokens = network.positive, weigh, _DEVICE_TOKENS
             self._batch_texts = None
+        self._weighing = weighing
         self._fingerprints = fingerprints
         self._precision = precision
         self._min_weight = config.min_weight
@@ -113,7 +115,13 @@ class SpladeEncoder:
             with turn:
                 rows = self._run(ids_of_texts)
             for position, row in zip(batch, rows, strict=True):
-                ids, weights = self._read(row, self._vocabulary, max_terms=max_terms, min_weight=self._min_weight)
+                ids, weights = self._read(
+                    row,
+                    self._vocabulary,
+                    max_terms=max_terms,
+                    min_weight=self._min_weight,
+                    weighing=self._weighing,
+                )
                 text = texts[position]
                 tokens = self._vocabulary.tokens(ids)
                 expansions[position] = Expansion(tokens, ids, weights, len(text.ids), text.truncated)

@@ -64,6 +64,12 @@ class TextTokenizer:
         self._first_look = self._room * _CHARACTERS_A_TOKEN
         self.vocabulary = _vocabulary(tokenizer, vocabulary_size)
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of special tokens."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.special)
+
     def tokenize(self, texts: Sequence[str], side: Side, *, truncate: bool | None = None) -> list[TokenizedText]:
         """Cut texts; one without content becomes no tokens at all. `truncate` overrides what the configuration says.
 
