@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-slow lint format proto proto-check proto-baseline eval lock clean \
-	bench bench-report bench-encode bench-drift bench-search bench-storage bench-ingest bench-overhead
+	bench bench-report bench-encode bench-drift bench-search bench-storage bench-ingest bench-overhead bench-start
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -115,6 +115,9 @@ bench-ingest: .venv/.dev ## Passages through a pipeline, beside the encoder alon
 
 bench-overhead: .venv/.dev ## What the service adds to encoding and retrieval, many callers, and health under load
 	@$(BENCH)/bench_overhead.py $(ARGS)
+
+bench-start: .venv/.dev ## From a restart to ready, beside importing torch and transformers alone
+	@$(BENCH)/bench_start.py $(ARGS)
 
 clean: ## Remove what was built, .venv included
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

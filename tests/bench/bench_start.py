@@ -147,7 +147,7 @@ def main() -> int:
     """Run everything; the exit status tells whether the bar was met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", choices=["table", "json"], default="table")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--documents", type=int, default=2_000, help="passages in the index")
     parser.add_argument("--quick", action="store_true", help="less of everything")
     arguments = parser.parse_args()

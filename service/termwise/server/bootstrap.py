@@ -127,7 +127,6 @@ class Service:
         sizes = {"memory_bytes": settings.exact_path_memory_bytes, "mapped_bytes": settings.exact_path_mapped_bytes}
         stores = Stores(folder, {"tantivy": sizes})
         stack.callback(stores.close)
-        find_backend(settings.storage)
         indices = Indices(metadata, stores.get, default_backend=settings.storage, volatile_backends=_VOLATILE)
         stack.push_async_callback(indices.close)
         catalog = ModelCatalog(
@@ -146,7 +145,12 @@ class Service:
         searching = ThreadPoolExecutor(_search_threads(settings.search_threads), thread_name_prefix="search")
         stack.callback(searching.shutdown, wait=True)
 
-        await self._restore(catalog, indices)
+        await catalog.restore()
+        # First of all, since models load in threads of their own while the rest is made ready. A deployment that shall
+        # run is known, as STARTING, before the port answers.
+        await deployments.restore()
+        await asyncio.to_thread(find_backend, settings.storage)
+        await self._reconcile(indices)
         health = HealthServicer(
             SERVICES, {"deployment": _deployment_probe(deployments), "index": _index_probe(indices)}
         )
@@ -166,18 +170,16 @@ class Service:
             health=health,
         )
         self.port = listen(server, settings.host, settings.port)
-        # Before the port answers: a deployment that shall run is known, as STARTING, to the first call.
-        await deployments.restore()
         await server.start()
         self._server, self._health = server, health
         stack.push_async_callback(server.stop, None)
+        _wake_collector()
         ready = asyncio.create_task(_make_ready(deployments, health))
         stack.callback(ready.cancel)
 
     @staticmethod
-    async def _restore(catalog: ModelCatalog, indices: Indices) -> None:
+    async def _reconcile(indices: Indices) -> None:
         """Make metadata and storage agree before anything is served."""
-        await catalog.restore()
         found = await indices.reconcile()
         for name, error in found.broken.items():
             _log.error("index_broken", index=name, error=error)
@@ -210,8 +212,15 @@ class Service:
 
 def _load(folder: Path, config: ExpansionConfig, threads: int, precision: str, *, cache: Path, device: str) -> Encoder:
     encoder = load_encoder(folder, config, threads=threads, precision=precision, cache=cache, device=device)
-    _quieten_collector(_LARGE.intersection(sys.modules))
+    if libraries := _LARGE.intersection(sys.modules):
+        _quieten_collector(libraries)
     return encoder
+
+
+def _wake_collector() -> None:
+    """Collect garbage from now on, which a start does without (`__main__`); what it has made is not looked at."""
+    gc.freeze()
+    gc.enable()
 
 
 @lru_cache

@@ -319,6 +319,15 @@ SECTIONS: tuple[tuple[str, str, Callable[[Results], Iterator[str]]], ...] = (
         "overhead",
         _generic("overhead", "What the service adds to the encoder and to the index, and under load."),
     ),
+    (
+        "Start",
+        "start",
+        _generic(
+            "start",
+            "From a restart with the default model deployed and an index, until health says `readiness`, beside what "
+            "importing torch and transformers alone takes.",
+        ),
+    ),
     ("Quality", "quality", _quality),
     ("Hardware", "hardware", _hardware),
 )

@@ -38,6 +38,7 @@ def plan(*, quick: bool) -> list[Part]:
         _script("storage", 480, "storage", "--documents", "10000", "100000", "1000000", quick=quick),
         replace(_script("ingest", 300, "ingest", quick=quick), tells_bars=True),
         replace(_script("overhead", 270, "overhead", quick=quick), tells_bars=True),
+        replace(_script("start", 150, "start", quick=quick), tells_bars=True),
         _quality(quick=quick),
         _hardware(quick=quick),
     ]

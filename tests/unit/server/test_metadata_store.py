@@ -8,15 +8,17 @@ import sys
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from termwise.server.errors import DataLossError, FailedPreconditionError, NotFoundError, ResourceExhaustedError
-from termwise.server.metadata import tables
+from termwise.server.metadata import schema, tables
 from termwise.server.metadata.records import (
     AliasRecord,
     DeploymentRecord,
@@ -30,7 +32,6 @@ from termwise.server.metadata.store import MetadataStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 NOW = datetime(2024, 2, 29, 12, 30, 15, 123457, tzinfo=UTC)
 MODEL = ModelRecord(
@@ -203,6 +204,24 @@ def test_models_and_deployments_of_an_older_schema_are_taken_along(tmp_path: Pat
     assert second.list_models() == [MODEL]
     assert second.list_aliases() == []
     second.close()
+
+
+def test_the_versions_are_those_of_the_migrations() -> None:
+    script = ScriptDirectory(str(Path(schema.__file__).parent / "migrations"))
+    assert schema.known_versions() == sorted(each.revision for each in script.walk_revisions())
+    assert script.get_heads() == schema.known_versions()[-1:]
+
+
+def test_a_file_of_todays_schema_opens_without_alembic(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from termwise.server.metadata.store import MetadataStore\n"
+        "MetadataStore(Path(sys.argv[1])).close()\n"
+        "print('alembic' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "m.sqlite")]
+    first, second = (subprocess.run(command, check=True, capture_output=True).stdout.strip() for _ in range(2))
+    assert (first, second) == (b"True", b"False")
 
 
 def test_a_newer_schema_is_refused_with_both_versions(tmp_path: Path) -> None:

@@ -10,14 +10,9 @@ import dataclasses
 import sqlite3
 import threading
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.dialects.sqlite import insert
 
 from termwise.server.errors import (
@@ -28,15 +23,16 @@ from termwise.server.errors import (
 )
 from termwise.server.metadata import tables
 from termwise.server.metadata.records import AliasRecord, DeploymentRecord, IndexRecord, ModelRecord, PipelineRecord
+from termwise.server.metadata.schema import bring_up_to_date
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from sqlalchemy.engine import Connection
 
 Record = TypeVar("Record", bound=ModelRecord | AliasRecord | DeploymentRecord | PipelineRecord | IndexRecord)
 
-_MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _BUSY_MS: Final = 10_000
 """Longest wait for SQLite's own lock; only a tool that reads the file meanwhile can hold it."""
 
@@ -107,7 +103,7 @@ class MetadataStore:
         sa.event.listen(self._engine, "connect", _prepare)
         try:
             with self._write() as connection:
-                _migrate(connection, path)
+                bring_up_to_date(connection, path)
         except sa.exc.OperationalError as error:
             self.close()
             raise FailedPreconditionError(
@@ -323,19 +319,3 @@ def _full_disk_named() -> Iterator[None]:
                 "The disk of the data folder is full; nothing was written. Make room and retry.", reason="DISK_FULL"
             ) from error
         raise
-
-
-def _migrate(connection: Connection, path: Path) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    found = MigrationContext.configure(connection).get_current_revision()
-    if found is not None and found not in known:
-        raise FailedPreconditionError(
-            f'Metadata file "{path}" has schema version {found}, this server knows up to {max(known)}; '
-            "start a newer release.",
-            reason="METADATA_TOO_NEW",
-            metadata={"schema_version": found, "known_schema_version": max(known)},
-        )
-    command.upgrade(config, "head")
