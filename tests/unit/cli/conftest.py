@@ -24,7 +24,64 @@ if TYPE_CHECKING:
 
 
 class _Models(trained_models_pb2_grpc.TrainedModelsServicer):
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.stored: set[str] = set()
+
+    def GetTrainedModel(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.model_id in self.stored:
+            return trained_models_pb2.GetTrainedModelResponse(trained_model={"model_id": request.model_id})
+        context.abort(grpc.StatusCode.NOT_FOUND, f'Model "{request.model_id}" does not exist.')
+        return None
+
+    def PutTrainedModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.requests.append(request)
+        self.stored.add(request.model_id)
+        return trained_models_pb2.PutTrainedModelResponse(trained_model={"model_id": request.model_id})
+
+    def UploadTrainedModel(self, request_iterator: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        parts = [each.WhichOneof("part") for each in request_iterator]
+        model = {"model_id": "mine", "state": "STATE_READY", "description": " ".join(parts)}
+        return trained_models_pb2.UploadTrainedModelResponse(trained_model=model)
+
+    def CancelDownload(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        return trained_models_pb2.CancelDownloadResponse(trained_model={"model_id": request.model_id})
+
+    def PutModelAlias(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.requests.append(request)
+        return trained_models_pb2.PutModelAliasResponse(trained_model={"model_id": request.model_id})
+
+    def DeleteModelAlias(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.requests.append(request)
+        return trained_models_pb2.DeleteModelAliasResponse()
+
+    def DeleteTrainedModel(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.requests.append(request)
+        return trained_models_pb2.DeleteTrainedModelResponse()
+
+    def StartDeployment(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.requests.append(request)
+        memory = {"total_bytes": 1_000_000}
+        return trained_models_pb2.StartDeploymentResponse(deployment={"model_id": request.model_id, "memory": memory})
+
+    def UpdateDeployment(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.requests.append(request)
+        return trained_models_pb2.UpdateDeploymentResponse(deployment={"deployment_id": request.deployment_id})
+
+    def ClearDeploymentCache(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.requests.append(request)
+        return trained_models_pb2.ClearDeploymentCacheResponse()
+
+    def GetTrainedModelStats(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.requests.append(request)
+        deployment = {"deployment_id": "for_search", "allocation_count": 1, "target_allocation_count": 2}
+        stats = {"deployment": deployment, "inference_count": 1_234, "cache_hit_count": 34, "pending_count": 5}
+        time = {"average_inference_time": {"nanos": 1_500_000}}
+        model = {"model_id": ".splade_tiny", "pipeline_count": 3, "deployment_stats": [stats | time]}
+        return trained_models_pb2.GetTrainedModelStatsResponse(trained_model_stats=[model])
+
     def ListTrainedModels(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
+        self.requests.append(request)
         model = {"model_id": ".splade_tiny", "state": "STATE_READY", "size_bytes": 17_671_552}
         other = {"model_id": "mine", "state": "STATE_FAILED", "error": "no tokenizer"}
         return trained_models_pb2.ListTrainedModelsResponse(trained_models=[model, other])
@@ -61,10 +118,22 @@ class _Search(search_pb2_grpc.SearchServicer):
 
 
 @pytest.fixture(scope="session")
-def address() -> Iterator[str]:
+def _models() -> _Models:
+    return _Models()
+
+
+@pytest.fixture
+def requests(_models: _Models) -> list[Any]:
+    """Requests that the server got since the test began."""
+    _models.requests.clear()
+    return _models.requests
+
+
+@pytest.fixture(scope="session")
+def address(_models: _Models) -> Iterator[str]:
     """The address of a server that knows two models, two deployments and one hit."""
     server = grpc.server(ThreadPoolExecutor(4))
-    trained_models_pb2_grpc.add_TrainedModelsServicer_to_server(_Models(), server)
+    trained_models_pb2_grpc.add_TrainedModelsServicer_to_server(_models, server)
     indices_pb2_grpc.add_IndicesServicer_to_server(_Indices(), server)
     search_pb2_grpc.add_SearchServicer_to_server(_Search(), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -17,10 +17,18 @@ COMMANDS = [
     ["models", "list"],
     ["models", "delete"],
     ["models", "download"],
+    ["models", "cancel"],
+    ["models", "upload"],
+    ["models", "alias"],
+    ["models", "unalias"],
+    ["models", "stats"],
     ["deployments", "start"],
     ["deployments", "get"],
     ["deployments", "list"],
     ["deployments", "stop"],
+    ["deployments", "update"],
+    ["deployments", "clear-cache"],
+    ["deployments", "stats"],
     ["pipelines", "put"],
     ["pipelines", "get"],
     ["pipelines", "list"],
@@ -70,7 +78,7 @@ def test_a_list_is_one_json_object_a_line(termwise: Any) -> None:
 def test_a_list_is_a_table(termwise: Any) -> None:
     header, first, second = termwise("models", "list").stdout.splitlines()
 
-    assert header.split() == ["MODEL", "STATE", "ARCHITECTURE", "BYTES", "SOURCE", "ERROR"]
+    assert header.split() == ["MODEL", "STATE", "ARCHITECTURE", "BYTES", "ALIASES", "SOURCE", "ERROR"]
     assert first.split() == [".splade_tiny", "ready", "17,671,552"]
     assert second.split() == ["mine", "failed", "no", "tokenizer"]
 

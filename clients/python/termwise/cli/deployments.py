@@ -11,11 +11,23 @@ from termwise.cli.connect import connected
 from termwise.cli.options import DEFAULT_ADDRESS, Address, Format, FormatOption
 from termwise.cli.output import print_done, print_list, print_one
 from termwise.cli.precision import Precision  # noqa: TC001 - typer reads it from the annotation
-from termwise.v1.trained_models_pb2 import Deployment
+from termwise.cli.statistics import print_deployment_stats
+from termwise.v1.trained_models_pb2 import AdaptiveAllocations, Deployment
 
 app = typer.Typer(no_args_is_help=True, help="Run models.")
 
 DeploymentId = Annotated[str, typer.Argument(metavar="DEPLOYMENT_ID", help="The deployment's id.")]
+
+
+Fewest = Annotated[int | None, typer.Option(help="Let the number of workers follow the load: the fewest; 0: none.")]
+Most = Annotated[int | None, typer.Option(help="Let the number of workers follow the load: the most.")]
+
+
+class Priority(StrEnum):
+    """Who goes first."""
+
+    NORMAL = "normal"
+    LOW = "low"
 
 
 class WaitFor(StrEnum):
@@ -39,7 +51,14 @@ def start(  # noqa: PLR0913 - one option a setting of the request
     cache_size_bytes: Annotated[
         int | None, typer.Option(help="Room for expansions asked before; 0: none; by default the model's size.")
     ] = None,
+    priority: Annotated[
+        Priority | None, typer.Option(help="low yields to other deployments; it has one worker of one thread.")
+    ] = None,
+    min_allocations: Fewest = None,
+    max_allocations: Most = None,
     wait_for: Annotated[WaitFor, typer.Option(help="How long the command stays.")] = WaitFor.STARTED,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Start nothing; show what it would be.")] = False,
     address: Address = DEFAULT_ADDRESS,
     style: FormatOption = Format.TABLE,
 ) -> None:
@@ -53,6 +72,9 @@ def start(  # noqa: PLR0913 - one option a setting of the request
             queue_capacity=queue_capacity,
             precision=precision.value if precision else None,
             cache_size_bytes=cache_size_bytes,
+            priority=priority.value if priority else None,
+            adaptive_allocations=_adaptive(min_allocations, max_allocations),
+            validate_only=dry_run,
             wait_for=wait_for.value,
         )
     print_one(deployment, style)
@@ -98,3 +120,52 @@ def stop(
         client.deployments.stop(deployment_id, force=force)
     fields = {"deployment_id": deployment_id, "stopped": True}
     print_done(f'Deployment "{deployment_id}" is stopped.', fields, style)
+
+
+@app.command("update")
+def update(
+    deployment_id: DeploymentId,
+    number_of_allocations: Annotated[int | None, typer.Option(help="Workers from now on.")] = None,
+    min_allocations: Fewest = None,
+    max_allocations: Most = None,
+    address: Address = DEFAULT_ADDRESS,
+    style: FormatOption = Format.TABLE,
+) -> None:
+    """Change how many workers a deployment has, while it runs."""
+    with connected(address) as client:
+        deployment = client.deployments.update(
+            deployment_id,
+            number_of_allocations=number_of_allocations,
+            adaptive_allocations=_adaptive(min_allocations, max_allocations),
+        )
+    print_one(deployment, style)
+
+
+@app.command("clear-cache")
+def clear_cache(
+    deployment_id: DeploymentId, address: Address = DEFAULT_ADDRESS, style: FormatOption = Format.TABLE
+) -> None:
+    """Forget the expansions that a deployment keeps."""
+    with connected(address) as client:
+        client.deployments.clear_cache(deployment_id)
+    fields = {"deployment_id": deployment_id, "cleared": True}
+    print_done(f'The cache of deployment "{deployment_id}" is empty.', fields, style)
+
+
+@app.command("stats")
+def stats(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[DEPLOYMENT_ID]...", help="Those wanted.")] = None,
+    address: Address = DEFAULT_ADDRESS,
+    style: FormatOption = Format.TABLE,
+) -> None:
+    """Show what deployments did since the server's start."""
+    with connected(address) as client:
+        models = client.models.stats(model_ids=names or ())
+    wanted = [each for model in models for each in model.deployment_stats]
+    print_deployment_stats(wanted, style)
+
+
+def _adaptive(fewest: int | None, most: int | None) -> AdaptiveAllocations | None:
+    if fewest is None and most is None:
+        return None
+    return AdaptiveAllocations(min_number_of_allocations=fewest, max_number_of_allocations=most)

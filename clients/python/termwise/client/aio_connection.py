@@ -134,9 +134,9 @@ class AsyncConnection:
             try:
                 return await self._upload_once(session, on_progress, attempts)
             except grpc.RpcError as error:
-                found = error_from_rpc(error)
+                found, goes_on = session.judge(error_from_rpc(error))
                 try:
-                    delay = attempts.delay_or_raise(found, idempotent=session.may_resume(found))
+                    delay = attempts.delay_or_raise(found, idempotent=goes_on)
                 except TermwiseError as final:
                     raise final from error
                 await asyncio.sleep(delay)

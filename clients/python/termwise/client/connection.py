@@ -123,7 +123,12 @@ class Connection:
             try:
                 return self._upload_once(session, on_progress, attempts)
             except grpc.RpcError as error:
-                time.sleep(_delay(error, attempts, idempotent=session.may_resume(error_from_rpc(error))))
+                found, goes_on = session.judge(error_from_rpc(error))
+                try:
+                    delay = attempts.delay_or_raise(found, idempotent=goes_on)
+                except TermwiseError as final:
+                    raise final from error
+                time.sleep(delay)
 
     def _upload_once(self, session: UploadSession, on_progress: OnUpload | None, attempts: Attempts) -> TrainedModel:
         # gRPC draws the parts in a thread of its own; progress, and what goes wrong with a file, come back to ours.

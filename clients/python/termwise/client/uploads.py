@@ -110,6 +110,7 @@ class UploadSession:
 
     model_id: str
     files: tuple[LocalFile, ...]
+    _broke: bool = False
     _committed: bool = False
     _held: dict[str, int] = field(default_factory=dict)
 
@@ -131,18 +132,24 @@ class UploadSession:
         """Whether a commit arrived, though its answer may not have."""
         return self._committed and model.state == pb.TrainedModel.STATE_READY
 
-    def may_resume(self, error: TermwiseError) -> bool:
-        """Whether to go on after an error of the stream."""
-        return isinstance(error, UnavailableError)
+    def judge(self, error: TermwiseError) -> tuple[TermwiseError, bool]:
+        """Give an error of the stream as it counts, and whether to go on after it.
+
+        After a break the server may take a while to miss the old stream, and says so.
+        """
+        if self._broke and error.reason == "UPLOAD_RUNNING":
+            error = UnavailableError(error.message, reason=error.reason, metadata=error.metadata)
+        self._broke = self._broke or isinstance(error, UnavailableError)
+        return error, isinstance(error, UnavailableError)
 
     def parts(self) -> Iterator[tuple[pb.UploadTrainedModelRequest, UploadProgress]]:
         """Give the messages that send the rest, each with what is done once it is sent."""
         total = sum(file.size for file in self.files)
         done = sum(self._held.values())
-        for file in self.files:
+        left = [file for file in self.files if self._held.get(file.name, -1) < file.size]
+        # A stream begins with a header, also where only the commit is missing.
+        for file in left or self.files[-1:]:
             offset = self._held.get(file.name, 0)
-            if offset == file.size and file.name in self._held:
-                continue
             header = pb.UploadHeader(
                 model_id=self.model_id,
                 file_name=file.name,
