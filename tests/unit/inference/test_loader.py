@@ -89,6 +89,16 @@ def test_a_model_whose_verdict_is_kept_loads_and_runs_without_torch_and_transfor
     subprocess.run([sys.executable, "-c", code, str(model_folder), str(tmp_path)], check=True)
 
 
+@pytest.mark.slow  # two imports of transformers
+def test_two_threads_may_load_their_first_models_at_the_same_time(make_model: Callable[..., Path]) -> None:
+    code = (
+        "import sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
+        "from termwise.server.inference.plain import load_model\n"
+        "with ThreadPoolExecutor() as threads: list(threads.map(load_model, [Path(sys.argv[1])] * 2))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(make_model())], check=True)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, Final
 
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.files import unusable
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# While it is imported, transformers puts another module in its own place: a second thread that waits for the import
+# would go on with the first one, which is empty.
+_IMPORTING: Final = threading.Lock()
+
 
 def load_model(path: Path) -> Any:
     """Load a folder's model by transformers, in float32; code that comes with it is never run.
@@ -26,7 +31,9 @@ def load_model(path: Path) -> Any:
 
     """
     import torch  # noqa: PLC0415 - slow to import
-    from transformers import AutoModelForMaskedLM  # noqa: PLC0415 - seconds to import, needed once a model
+
+    with _IMPORTING:
+        from transformers import AutoModelForMaskedLM  # noqa: PLC0415 - seconds to import, needed once a model
     from transformers.utils import logging as chatter  # noqa: PLC0415
 
     # It would draw a progress bar into the log, and warn of what is checked here.

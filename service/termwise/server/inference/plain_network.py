@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from importlib.metadata import version
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-import transformers
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from termwise.server.errors import FailedPreconditionError
@@ -123,7 +123,7 @@ class PlainNetwork:
     @property
     def kernel(self) -> str:
         """What computes: transformers, and whether the head is cut."""
-        return f"transformers {transformers.__version__}, {'cut' if self._cut else 'whole'}, on {self.place}"
+        return f"transformers {version('transformers')}, {'cut' if self._cut else 'whole'}, on {self.place}"
 
     def pool(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Give the largest logits, or what is summed of them; see `networks.Network.pool`."""
