@@ -25,6 +25,8 @@ _STEP = st.one_of(
     st.tuples(st.just("run"), st.integers(0, 40)),
     st.tuples(st.just("fail"), st.integers(0, 40)),
     st.tuples(st.just("end"), st.integers(0, 40)),
+    # A worker died: what it left half done is put right.
+    st.tuples(st.just("restore"), st.just(0)),
 )
 
 
@@ -47,6 +49,7 @@ class Model:
         self.left: list[Call] = []
         self.done: list[Call] = []
         self.taken: list[Job] = []
+        self.ran = 0
 
     def admit(self, texts: list[str], *, patient: bool) -> None:
         side = Side.QUERY if len(self.calls) % 3 else Side.DOCUMENT
@@ -69,10 +72,12 @@ class Model:
     def run(self, job: Job) -> None:
         for each in self.queue.still_wanted([job], 0.0):
             self.queue.complete(each, expansion(each.text), 0.0, 0.0, 0.0)
+            self.ran += 1
 
     def fail(self, job: Job) -> None:
         for call in self.queue.fail(job):
             self.end(call)
+        assert not job.callers()
 
     def end(self, call: Call) -> None:
         if not call.over:
@@ -121,7 +126,13 @@ def test_queue_keeps_its_promises(capacity: int, cache_size: int, steps: list[tu
             model.take(what)
         elif step in {"run", "fail"} and model.taken:
             getattr(model, step)(model.taken.pop(what % len(model.taken)))
+        elif step == "restore":
+            model.queue.restore_turns()
         elif step == "end" and model.calls:
             model.end(model.calls[what % len(model.calls)])
         model.check()
     assert all(call in model.done for call in model.finish()), "everybody who stayed is answered"
+    tally = model.queue.tally
+    assert tally.arrivals == sum(call.seen for call in model.calls)
+    assert tally.answered == sum(len(call.texts) - call.left for call in model.calls)
+    assert tally.answered - tally.hits == model.ran

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from termwise.server.inference.turns import Turn, Turns
 
@@ -104,3 +106,52 @@ def test_never_more_than_that_many_compute(number: int) -> None:
         thread.join()
     assert 1 <= most <= number
     assert inside == 0
+
+
+def test_more_turns_let_those_in_line_compute_and_fewer_let_those_who_compute_end() -> None:
+    turns = Turns(threading.Lock(), 1)
+    line = [make(turns) for _ in range(5)]
+    with turns.lock:
+        turns.resize(3)
+    assert [turn.taken for turn in line] == [True, True, True, False, False]
+    with turns.lock:
+        assert turns.running == 3
+        turns.resize(1)
+    line[1].give_back()
+    line[0].give_back()
+    assert [turn.taken for turn in line[2:]] == [True, False, False]
+    line[2].give_back()
+    assert [turn.taken for turn in line[3:]] == [True, False]
+    for turn in line[3:]:
+        turn.give_back()
+    with turns.lock:
+        assert turns.running == 0
+
+
+@given(
+    number=st.integers(1, 4),
+    steps=st.lists(st.tuples(st.sampled_from(["make", "leave", "resize"]), st.integers(0, 9)), max_size=60),
+)
+def test_as_many_turns_as_there_may_be_are_taken_in_order_whatever_their_number(
+    number: int, steps: list[tuple[str, int]]
+) -> None:
+    heard = []
+    turns = Turns(threading.Lock(), number, lambda: heard.append(turns.running))
+    line: list[Turn] = []
+    for step, what in steps:
+        before = sum(turn.taken for turn in line)
+        if step == "make":
+            line.append(make(turns))
+        elif step == "leave" and line:
+            line.pop(what % len(line)).give_back()
+            before = min(before, sum(turn.taken for turn in line))
+        elif step == "resize":
+            number = 1 + what % 4
+            with turns.lock:
+                turns.resize(number)
+        taken = sum(turn.taken for turn in line)
+        # Nobody is robbed of a turn, and nobody gets one beyond the number.
+        assert taken == max(before, min(number, len(line)))
+        assert all(turn.taken for turn in line[:taken])
+        if step != "resize" and heard:
+            assert heard[-1] == turns.running

@@ -99,6 +99,10 @@ class Job:
         """A guess of the text's length."""
         return min(len(self.text) // _CHARACTERS_A_TOKEN + 2, _LONGEST_TEXT)
 
+    def callers(self) -> list[Call]:
+        """Give the calls that wait for it, one twice that has the text twice."""
+        return [call for call, _ in self.waiters if not call.over]
+
     def is_dead(self, now: float) -> bool:
         """Whether nobody waits for it any more."""
         return all(call.is_dead(now) for call, _ in self.waiters)
@@ -209,10 +213,8 @@ class Queue:
 
         The model ran for one of them; for the rest it is as if it had come out of the cache.
         """
-        self._close(job)
         # From here on it is shared.
         expansion.token_ids.flags.writeable = expansion.weights.flags.writeable = False
-        self._cache.put(job.key, expansion)
         hits = -1
         for call, position in job.waiters:
             if not call.over:
@@ -220,10 +222,12 @@ class Queue:
                 self._answer(call, position, expansion)
                 hits += 1
         self.tally.hits += max(0, hits)
+        self._close(job)
+        self._cache.put(job.key, expansion)
 
     def fail(self, job: Job, *, refused: bool = False) -> list[Call]:
-        """End a job without an answer; gives the calls that waited for it. `refused`: its text is to blame."""
-        waiting = [call for call, _ in job.waiters if not call.over]
+        """End a job without an answer; gives the calls that wait for it. `refused`: its text is to blame."""
+        waiting = job.callers()
         if not refused and job.state is not JobState.OVER:
             self.tally.errors += len(waiting)
         self._close(job)
@@ -258,7 +262,7 @@ class Queue:
         self._turns.clear()
         for job in self._flying.values():
             if job.state is JobState.WAITING:
-                for call in dict.fromkeys(call for call, _ in job.waiters if not call.over):
+                for call in dict.fromkeys(job.callers()):
                     call.ready.append(job)
                     self._give_turn(call)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from termwise.server.inference import refusals
 from termwise.server.inference.admission import Call, Job, JobState, Queue
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 _NEWEST = 0.2
 # Seconds before its deadline in which a call that is cancelled counts as late: its caller's clock is not ours.
 _AT_DEADLINE = 0.01
-NO_FAILURES: Final[Mapping[Call, Exception]] = MappingProxyType({})
 
 
 class Batcher:
@@ -135,8 +133,9 @@ class Batcher:
             message = f"{allocations} allocations are too few; one is the least."
             raise ValueError(message)
         with self._lock:
+            self._crew.resize(allocations)
             self._feeder.resize(allocations)
-        self._crew.resize(allocations)
+        self._crew.fill()
 
     def clear_cache(self) -> None:
         """Forget the expansions that are kept."""
@@ -285,11 +284,15 @@ class Batcher:
 
     def _fail(self, failures: Mapping[Job, Exception], seconds: float = 0.0, *, refused: bool = False) -> None:
         """End jobs without an answer, and the calls that wait for them. Under the lock."""
-        failed = {call: error for job, error in failures.items() for call in self._queue.fail(job, refused=refused)}
+        failed = {call: error for job, error in failures.items() for call in job.callers()}
+        # First of all, so that whatever happens next nobody waits in vain.
+        self._tell([], failed)
+        for job in failures:
+            self._queue.fail(job, refused=refused)
         for call in failed:
             self._queue.end(call, time.monotonic())
         self._count(seconds)
-        self._deliver(failed)
+        self._deliver()
         self._feeder.call()
 
     def _bury(self, worker: Worker, delay: float) -> None:
@@ -311,14 +314,18 @@ class Batcher:
             calls = self._queue.all_calls()
             for call in calls:
                 self._queue.end(call, time.monotonic())
-            self._deliver(dict.fromkeys(calls, self._broken))
+            self._tell(self._queue.take_finished(), dict.fromkeys(calls, self._broken))
             self._feeder.call()
         if self._on_broken is not None:
             self._on_broken(self._broken)
 
-    def _deliver(self, failures: Mapping[Call, Exception] = NO_FAILURES) -> None:
-        """Wake callers who are answered, and those of calls that failed, by one message. Under the lock."""
-        finished = self._queue.take_finished()
+    def _deliver(self) -> None:
+        """Tell those whose calls are answered. Under the lock."""
+        if finished := self._queue.take_finished():
+            self._tell(finished, {})
+
+    def _tell(self, finished: list[Call], failures: Mapping[Call, Exception]) -> None:
+        """Wake callers by one message to their event loop."""
         if (finished or failures) and self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(settle, finished, failures)

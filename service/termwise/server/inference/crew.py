@@ -19,6 +19,8 @@ DELAYS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds before the successors of workers that die one after the other; after one more death there is none."""
 # Seconds after which a death has nothing to do with the one before.
 _APART = 60.0
+# How often a dead worker is buried, where that breaks too.
+_ATTEMPTS = 4
 
 _log = structlog.get_logger(__name__)
 
@@ -59,7 +61,8 @@ class Crew:
             lock: the owner's.
             size: allocations.
             work: what a worker does, in its thread.
-            bury: ends what a dead worker had in hand; gets the seconds until another takes its place.
+            bury: ends what a dead worker had in hand; gets the seconds until another takes its place. Where it raises
+                it is called again, a few times.
             give_up: hears the last death when there are too many in a row; there are no workers from then on.
             name: whose crew it is, for the log.
 
@@ -91,19 +94,15 @@ class Crew:
 
         """
         self._started = True
-        self._fill()
+        self.fill()
 
     def resize(self, size: int) -> None:
-        """Have more workers at once, or fewer as soon as they ask `retire`.
+        """Want another number of workers: too many end as soon as they ask `retire`, `fill` starts those that lack.
 
-        Raises:
-            RuntimeError: the system gives no more threads; fewer workers run.
-
+        Under the lock.
         """
-        with self._lock:
-            self.size = size
-            self._changed.notify_all()
-        self._fill()
+        self.size = size
+        self._changed.notify_all()
 
     def end(self) -> None:
         """Let nobody wait to take a dead one's place. Under the lock."""
@@ -128,7 +127,13 @@ class Crew:
         with self._lock:
             return [thread for thread in self._threads if thread.is_alive()]
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """Start the workers that lack, once `start` was called.
+
+        Raises:
+            RuntimeError: the system gives no more threads; fewer workers run.
+
+        """
         for second in (False, True):
             while True:
                 with self._lock:
@@ -182,10 +187,12 @@ class Crew:
                 self._present[worker.second] -= 1
             delay = self._note_death()
         _log.error("worker_died", deployment=self._name, error=type(error).__name__, replaced_in=delay, exc_info=error)
-        try:
-            self._bury(worker, delay or 0.0)
-        except Exception:  # noqa: BLE001 - another worker is needed all the same
-            _log.exception("worker_not_buried", deployment=self._name)
+        for _ in range(_ATTEMPTS):
+            try:
+                self._bury(worker, delay or 0.0)
+                break
+            except Exception:  # noqa: BLE001 - another worker is needed all the same
+                _log.exception("worker_not_buried", deployment=self._name)
         if worker.retired:
             return None
         if delay is None:

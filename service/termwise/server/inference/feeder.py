@@ -64,6 +64,7 @@ class Feeder:
         """Give another number of turns at a time; workers that are too many learn of it. Under the lock."""
         self._allocations = allocations
         self._turns.resize(allocations)
+        self._tell_gate()
         self._texts.notify_all()
         self._batches.notify_all()
 
