@@ -26,6 +26,7 @@ from termwise.server.metadata.store import MetadataStore
 from termwise.server.models.catalog import ModelCatalog
 from termwise.server.models.deployments import Deployments
 from termwise.server.models.repositories.file import FileRepository
+from termwise.server.models.repositories.hf import HuggingFaceRepository
 from termwise.server.models.repositories.pypi import PyPIRepository
 from termwise.server.models.runner import DeploymentState
 from termwise.server.rpc.health import HealthServicer
@@ -130,7 +131,10 @@ class Service:
         indices = Indices(metadata, stores.get, default_backend=settings.storage, volatile_backends=_VOLATILE)
         stack.push_async_callback(indices.close)
         catalog = ModelCatalog(
-            metadata, folder.models, repositories=[PyPIRepository(), FileRepository()], inspect=inspect_model
+            metadata,
+            folder.models,
+            repositories=[PyPIRepository(), HuggingFaceRepository(), FileRepository()],
+            inspect=inspect_model,
         )
         stack.push_async_callback(catalog.close)
 

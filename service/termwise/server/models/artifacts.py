@@ -54,7 +54,8 @@ def is_wanted(name: PurePosixPath) -> bool:
     if str(name) in _PACKAGE:
         return True
     return (
-        1 <= len(name.parts) <= _MAX_DEPTH
+        not name.is_absolute()
+        and 1 <= len(name.parts) <= _MAX_DEPTH
         and not any(part.startswith(".") for part in name.parts)
         and (name.suffix in _WANTED_SUFFIXES or name.name.upper().startswith(_WANTED_STEMS))
     )
@@ -226,6 +227,16 @@ def remove_drafts(models: Path, model_id: str, *, but: str = "") -> None:
     for folder in models.glob(f"{_drafts_of(model_id)}*"):
         if folder.name != but:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def link(file: Path, target: Path) -> None:
+    """Give a file of a draft a second name in it, so that the first outlives a kill; where there are no links, copy."""
+    try:
+        os.link(file, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:
+        shutil.copyfile(file, target, follow_symlinks=False)
 
 
 def publish(files: Path, target: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -190,7 +188,7 @@ class Uploads:
         for name, file in whole.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link(file, target)
+            artifacts.link(file, target)
         facts = self._inspect(folder, config)
         artifacts.publish(folder, self._folder / record.model_id)
         return changes | ready(facts)
@@ -215,16 +213,6 @@ def _take(files: HeldFiles, part: UploadPart) -> None:
         files.begin(UploadedFile(part.file_name, part.size_bytes, part.sha256.lower()), part.offset)
     elif isinstance(part, UploadData):
         files.append(part.data)
-
-
-def _link(file: Path, target: Path) -> None:
-    """Give a file a second name; where the file system has no such thing, copy it."""
-    try:
-        os.link(file, target)
-    except FileExistsError:
-        raise
-    except OSError:
-        shutil.copyfile(file, target)
 
 
 def _as_package(
