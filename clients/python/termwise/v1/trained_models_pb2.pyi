@@ -1717,7 +1717,9 @@ class GetTrainedModelStatsRequest(_message.Message):
     """`next_page_token` of the page before. Empty: the first page."""
     @_builtins.property
     def model_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids and aliases of models, or ids of deployments; "*" stands for any characters. Empty: all models."""
+        """Ids and aliases of models; or ids of deployments, each of which means its model's figures with that deployment alone.
+        "*" stands for any characters. Empty: all models.
+        """
 
     def __init__(
         self,
@@ -1784,7 +1786,7 @@ class TrainedModelStats(_message.Message):
     """Pipelines that use it, through a deployment or an alias."""
     @_builtins.property
     def inference_stats(self) -> Global___InferenceStats:
-        """All its deployments together."""
+        """The deployments below together."""
 
     @_builtins.property
     def deployment_stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentStats]:
@@ -2130,7 +2132,7 @@ class StreamInferTexts(_message.Message):
     """The caller's own name for them, given back with the answer. Up to 512 bytes."""
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Texts, at least one."""
+        """Texts, at least one, and at most 1,024."""
 
     def __init__(
         self,

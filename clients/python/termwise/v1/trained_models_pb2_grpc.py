@@ -156,8 +156,9 @@ class TrainedModelsServicer(object):
         model is DEFINED, and UploadTrainedModel brings its files.
 
         ALREADY_EXISTS where a model, an alias or a deployment of that id exists; NOT_FOUND where a packaged model is
-        unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
-        STATE_FAILED, says why in `error`, and DownloadTrainedModel tries again.
+        unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or
+        configuration. A failed download is no error of this call: the model turns STATE_FAILED, says why in `error`, and
+        DownloadTrainedModel tries again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -321,8 +322,9 @@ class TrainedModelsServicer(object):
         on their way, so send without waiting for answers.
 
         Texts that cannot be expanded are answered with `error`, and the stream goes on. It ends with NOT_FOUND,
-        FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE where the deployment stops meanwhile, and
-        with INVALID_ARGUMENT for messages out of order.
+        FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE or FAILED_PRECONDITION where the deployment
+        stops meanwhile, with INVALID_ARGUMENT for messages out of order, or an `input_type` left out where the model's two
+        sides differ. Whatever came before is answered first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

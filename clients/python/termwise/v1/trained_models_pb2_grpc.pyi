@@ -49,8 +49,9 @@ class TrainedModelsStub:
     model is DEFINED, and UploadTrainedModel brings its files.
 
     ALREADY_EXISTS where a model, an alias or a deployment of that id exists; NOT_FOUND where a packaged model is
-    unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
-    STATE_FAILED, says why in `error`, and DownloadTrainedModel tries again.
+    unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or
+    configuration. A failed download is no error of this call: the model turns STATE_FAILED, says why in `error`, and
+    DownloadTrainedModel tries again.
     """
     GetTrainedModel: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.GetTrainedModelRequest, _trained_models_pb2.GetTrainedModelResponse]
     """Gives one model. NOT_FOUND where there is none."""
@@ -141,8 +142,9 @@ class TrainedModelsStub:
     on their way, so send without waiting for answers.
 
     Texts that cannot be expanded are answered with `error`, and the stream goes on. It ends with NOT_FOUND,
-    FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE where the deployment stops meanwhile, and
-    with INVALID_ARGUMENT for messages out of order.
+    FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE or FAILED_PRECONDITION where the deployment
+    stops meanwhile, with INVALID_ARGUMENT for messages out of order, or an `input_type` left out where the model's two
+    sides differ. Whatever came before is answered first.
     """
 
 @_typing.type_check_only
@@ -166,8 +168,9 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     model is DEFINED, and UploadTrainedModel brings its files.
 
     ALREADY_EXISTS where a model, an alias or a deployment of that id exists; NOT_FOUND where a packaged model is
-    unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
-    STATE_FAILED, says why in `error`, and DownloadTrainedModel tries again.
+    unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or
+    configuration. A failed download is no error of this call: the model turns STATE_FAILED, says why in `error`, and
+    DownloadTrainedModel tries again.
     """
     GetTrainedModel: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.GetTrainedModelRequest, _trained_models_pb2.GetTrainedModelResponse]  # type: ignore[assignment]
     """Gives one model. NOT_FOUND where there is none."""
@@ -258,8 +261,9 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     on their way, so send without waiting for answers.
 
     Texts that cannot be expanded are answered with `error`, and the stream goes on. It ends with NOT_FOUND,
-    FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE where the deployment stops meanwhile, and
-    with INVALID_ARGUMENT for messages out of order.
+    FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE or FAILED_PRECONDITION where the deployment
+    stops meanwhile, with INVALID_ARGUMENT for messages out of order, or an `input_type` left out where the model's two
+    sides differ. Whatever came before is answered first.
     """
 
 class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
@@ -286,8 +290,9 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         model is DEFINED, and UploadTrainedModel brings its files.
 
         ALREADY_EXISTS where a model, an alias or a deployment of that id exists; NOT_FOUND where a packaged model is
-        unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or configuration. A failed download is no error of this call: the model turns
-        STATE_FAILED, says why in `error`, and DownloadTrainedModel tries again.
+        unknown; UNAVAILABLE where the model repository cannot be reached; INVALID_ARGUMENT for a bad id, source or
+        configuration. A failed download is no error of this call: the model turns STATE_FAILED, says why in `error`, and
+        DownloadTrainedModel tries again.
         """
 
     @_abc_1.abstractmethod
@@ -480,8 +485,9 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         on their way, so send without waiting for answers.
 
         Texts that cannot be expanded are answered with `error`, and the stream goes on. It ends with NOT_FOUND,
-        FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE where the deployment stops meanwhile, and
-        with INVALID_ARGUMENT for messages out of order.
+        FAILED_PRECONDITION and DEADLINE_EXCEEDED as Infer does, with UNAVAILABLE or FAILED_PRECONDITION where the deployment
+        stops meanwhile, with INVALID_ARGUMENT for messages out of order, or an `input_type` left out where the model's two
+        sides differ. Whatever came before is answered first.
         """
 
 def add_TrainedModelsServicer_to_server(servicer: TrainedModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
