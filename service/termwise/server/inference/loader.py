@@ -19,6 +19,7 @@ from termwise.server.inference.modules import NetworkPart, open_model
 from termwise.server.inference.sided import SidedEncoder
 from termwise.server.inference.static import StaticEncoder, StaticFolder, Table, load_table
 from termwise.server.inference.text import TextTokenizer, open_tokenizer
+from termwise.server.inference.torchscript.names import ARCHIVE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +63,10 @@ def inspect_model(folder: Path, config: ExpansionConfig) -> ModelFacts:
         FailedPreconditionError: it cannot be used; the message is one sentence that names the file and the problem.
 
     """
+    if (folder / ARCHIVE).is_file():
+        from termwise.server.inference.torchscript.package import inspect_package  # noqa: PLC0415 - imports this module
+
+        return inspect_package(folder, config)
     model = open_model(folder)
     config = model.complete(config)
     texts = [_load_texts(part, config) for part in model.parts]
@@ -113,6 +118,10 @@ def load_encoder(
         raise refuse_precision(f'"{precision}" is unknown', "PRECISION_UNKNOWN")
     if device not in DEVICES:
         raise refuse_device(f'"{device}" is unknown; use one of {", ".join(DEVICES)}.')
+    if (folder / ARCHIVE).is_file():
+        from termwise.server.inference.torchscript.package import load_package  # noqa: PLC0415 - imports this module
+
+        return load_package(folder, config, threads=threads, precision=precision, cache=cache, device=device)
     # One worker is one thread of work: the tokenizer's own pool would take the other workers' processors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model = open_model(folder)

@@ -28,6 +28,9 @@ _ENCRYPTED: Final = 0x1
 _MOST_MEMBERS: Final = 100_000
 # Code and pickles of a BERT with 24 layers take 1 MB; tensors are never compressed.
 _MOST_TEXT_BYTES: Final = 64 << 20
+# What the zip reader raises; a name that is no UTF-8 is a ValueError, a password that is wanted a RuntimeError.
+_BROKEN: Final = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
+_PART_BYTES: Final = 8 << 20
 _PICKLES: Final = ("data.pkl", "constants.pkl")
 # What a model was traced with; torch reads it for nobody.
 _INPUTS: Final = "traced_inputs.pkl"
@@ -61,7 +64,7 @@ class Archive:
             raise unusable("its archive is incomplete; download it again")
         try:
             self._zip = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
+        except _BROKEN as error:
             raise unusable("its archive is broken; download it again") from error
         try:
             self.members = self._check()
@@ -86,7 +89,7 @@ class Archive:
         """
         try:
             return self._zip.read(self.members[name])
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        except _BROKEN as error:
             raise unusable(f"{_shown(name)} of its archive is broken; download it again") from error
 
     def read_store(self, pickle: str, key: str) -> bytearray:
@@ -100,10 +103,11 @@ class Archive:
         held = bytearray(member.file_size)
         try:
             with self._zip.open(member) as stream:
-                read = 0
-                while count := stream.readinto(memoryview(held)[read:]):
-                    read += count
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+                place = 0
+                while part := stream.read(_PART_BYTES):
+                    held[place : place + len(part)] = part
+                    place += len(part)
+        except _BROKEN as error:
             raise unusable("the tensors of its archive are broken; download it again") from error
         return held
 

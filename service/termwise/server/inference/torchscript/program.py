@@ -50,11 +50,11 @@ class Program:
         """
         self._vocabulary_size = vocabulary_size
         try:
-            module = torch.jit.load(str(file), map_location="cpu")
+            module: Any = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
             self._forward = module.eval().forward
             schema = self._forward.schema
             graph = module.inlined_graph
-        except (RuntimeError, AttributeError, ValueError, EOFError) as error:
+        except Exception as error:  # torch raises of all kinds
             raise unusable("torch does not load its archive; export the model again") from error
         self._chance = check_graph(graph)
         self._count = _count_arguments(schema, package)
@@ -65,10 +65,10 @@ class Program:
     def weights(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Give the weights `[vocabulary]` of a text's ids, special ones included; those not positive mean nothing."""
         rows = self._rows(ids)
-        if self._pooled:
-            return rows[0]
-        largest: NDArray[np.float32] = rows.max(axis=0)
-        return np.log1p(np.maximum(largest, 0)) if self._logits else largest
+        largest: NDArray[np.float32] = rows[0] if self._pooled else rows.max(axis=0)
+        if self._logits and not self._pooled:
+            largest = np.log1p(np.maximum(largest, 0))
+        return largest
 
     def pool(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Give the weights `[texts, vocabulary]`; here they are not logits any more."""
@@ -79,7 +79,8 @@ class Program:
         short = [number % self._vocabulary_size for number in range(min(_PROBE_TOKENS, max_tokens))]
         whole = (short * max_tokens)[:max_tokens]
         try:
-            first = self._rows(short)
+            # A copy: the answer may be a tensor that the model keeps.
+            first = self._rows(short).copy()
             self._pooled = len(first) == 1
             for ids in (short, whole):
                 rows = self._rows(ids)
@@ -123,7 +124,7 @@ class Program:
             raise unusable(
                 f"it answers with the shape {shape}, and its vocabulary file has {self._vocabulary_size} tokens"
             )
-        rows: NDArray[np.float32] = answer.reshape(-1, shape[-1]).to(torch.float32).numpy()
+        rows: NDArray[np.float32] = answer.detach().reshape(-1, shape[-1]).to(torch.float32).numpy()
         return rows
 
 

@@ -1,0 +1,333 @@
+"""Models in ELSER's package layout: what they answer, re-hosted and as they are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from archives import replace_archive, save
+from elser_package import as_model_folder, elser_package, make_package, tiny_package
+from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
+from termwise.server.inference.base import Encoder, Expansion, ExpansionConfig, Side
+from termwise.server.inference.loader import inspect_model, load_encoder
+from termwise.server.inference.torchscript import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor
+
+CONFIG = ExpansionConfig()
+TEXTS = [
+    "is pluto a planet?",
+    "Pluto",
+    "How are salmon farmed in Norway, and what do they eat?",
+    "The committee met on 14 March 1977; its report (no. 12/B) named three causes: rust, salt & neglect. " * 4,
+    "",
+]
+
+
+def expand(encoder: Encoder, texts: list[str], side: Side = Side.DOCUMENT) -> list[Expansion]:
+    return encoder.encode(encoder.tokenize(texts, side), side)
+
+
+def difference(left: Expansion, right: Expansion) -> float:
+    """Give the largest difference of a token's weight; a token that one lacks weighs nothing there."""
+    weights = [dict(zip(each.tokens, each.weights.tolist(), strict=True)) for each in (left, right)]
+    return max(
+        (abs(weights[0].get(token, 0) - weights[1].get(token, 0)) for token in {*weights[0], *weights[1]}), default=0
+    )
+
+
+def edit_metadata(folder: Path, **tokenization: Any) -> None:
+    file = folder / names.METADATA
+    says = json.loads(file.read_text())
+    says["inference_config"]["text_expansion"]["tokenization"]["bert"].update(tokenization)
+    file.write_text(json.dumps(says))
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return as_model_folder(elser_package(), tmp_path_factory.mktemp("packaged") / "model")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return as_model_folder(tiny_package(tmp_path / "package"), tmp_path / "model")
+
+
+def test_facts_of_a_package_are_told_without_torch(packaged: Path, model_folder: Path) -> None:
+    facts, plain = inspect_model(packaged, CONFIG), inspect_model(model_folder, CONFIG)
+    assert facts.layout == "torchscript"
+    assert facts.architecture == "BertForMaskedLM"
+    assert (facts.vocabulary_size, facts.longest, facts.hidden) == (30522, 512, 128)
+    assert facts.weights_bytes == pytest.approx(plain.weights_bytes, rel=0.001)
+    assert facts.fingerprint == facts.query_fingerprint != plain.fingerprint
+
+
+def test_a_package_of_a_known_architecture_is_re_hosted_with_equal_vectors(
+    packaged: Path, encoder: Encoder, parity_cache: Path
+) -> None:
+    hosted = load_encoder(packaged, CONFIG, precision="float32", cache=parity_cache)
+    assert hosted.engine in {"native", "torch"}
+    for side in Side:
+        for mine, original in zip(expand(hosted, TEXTS, side), expand(encoder, TEXTS, side), strict=True):
+            assert difference(mine, original) < 1e-4
+            assert mine.token_count == original.token_count
+
+
+def test_the_verdict_is_kept_so_that_the_archive_is_not_loaded_again(
+    packaged: Path, parity_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_encoder(packaged, CONFIG, precision="float32", cache=parity_cache)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        pytest.fail("the archive was loaded")
+
+    monkeypatch.setattr(torch.jit, "load", refuse)
+    assert load_encoder(packaged, CONFIG, precision="float32", cache=parity_cache).engine != "torchscript"
+
+
+@pytest.mark.parametrize("variant", ["pooled", "logits"])
+def test_a_package_runs_as_it_is_with_equal_vectors(
+    variant: str, encoder: Encoder, tmp_path: Path, parity_cache: Path
+) -> None:
+    folder = as_model_folder(elser_package(variant), tmp_path / "model")
+    as_it_is = load_encoder(unhosted(folder), CONFIG, cache=parity_cache)
+    assert (as_it_is.engine, as_it_is.precision, as_it_is.device) == ("torchscript", "float32", "cpu")
+    for mine, original in zip(expand(as_it_is, TEXTS), expand(encoder, TEXTS), strict=True):
+        assert difference(mine, original) < 1e-4
+        assert mine.token_count == original.token_count
+
+
+def unhosted(folder: Path) -> Path:
+    """Make a model whose tensors have names that no architecture has."""
+    module: Any = torch.jit.load(str(folder / names.ARCHIVE))
+
+    class Shown(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor, mask: Tensor, types: Tensor, places: Tensor) -> Tensor:
+            return self.model(ids, mask, types, places)  # type: ignore[no-any-return]
+
+    frozen = torch.jit.freeze(torch.jit.script(Shown(module)).eval())
+    return replace_archive(folder, save(frozen))
+
+
+def test_what_the_metadata_says_of_texts_holds(tiny: Path) -> None:
+    [expansion] = expand(load_encoder(tiny, CONFIG), ["Salmon FARM farm"])
+    assert dict(zip(expansion.tokens, expansion.weights.tolist(), strict=True)) == {"farm": 1.5, "salmon": 1.25}
+    assert expansion.token_count == 5
+
+    edit_metadata(tiny, do_lower_case=False)
+    [expansion] = expand(load_encoder(tiny, CONFIG), ["Salmon FARM farm"])
+    assert expansion.tokens == ("farm",)
+
+    edit_metadata(tiny, with_special_tokens=False, max_sequence_length=4)
+    cut = load_encoder(tiny, CONFIG)
+    [expansion] = expand(cut, ["farm " * 9])
+    assert (expansion.token_count, expansion.truncated) == (4, True)
+
+    edit_metadata(tiny, truncate="none")
+    with pytest.raises(InvalidArgumentError, match="4 tokens"):
+        load_encoder(tiny, CONFIG).tokenize(["farm " * 9], Side.QUERY)
+
+
+def test_the_configuration_limits_terms_and_prefixes_texts(tiny: Path) -> None:
+    plain = load_encoder(tiny, CONFIG)
+    limited = load_encoder(
+        tiny, ExpansionConfig(query_prefix="fish ", query_max_terms=2, min_weight=1.3, max_tokens=16)
+    )
+    assert not plain.sides_differ
+    assert limited.sides_differ
+    assert limited.fingerprint(Side.QUERY) != plain.fingerprint(Side.QUERY)
+    [expansion] = expand(limited, ["salmon salmon fish farm farm farm"], Side.QUERY)
+    assert expansion.tokens == ("farm", "fish")
+    with pytest.raises(FailedPreconditionError, match="max_tokens is 513"):
+        inspect_model(tiny, ExpansionConfig(max_tokens=513))
+
+
+def test_fingerprints_follow_what_is_computed(tiny: Path, tmp_path: Path) -> None:
+    first = inspect_model(tiny, CONFIG)
+    again = inspect_model(shutil.copytree(tiny, tmp_path / "again"), CONFIG)
+    assert again.fingerprint == first.fingerprint == load_encoder(tiny, CONFIG).fingerprint(Side.DOCUMENT)
+    seen = {first.fingerprint}
+    edit_metadata(tiny, do_lower_case=False)
+    seen.add(inspect_model(tiny, CONFIG).fingerprint)
+    edit_metadata(tiny, max_sequence_length=64)
+    seen.add(inspect_model(tiny, CONFIG).fingerprint)
+    words = json.loads((tiny / names.VOCABULARY).read_text())
+    words["vocabulary"][-1] = "other"
+    (tiny / names.VOCABULARY).write_text(json.dumps(words))
+    seen.add(inspect_model(tiny, CONFIG).fingerprint)
+    assert len(seen) == 4
+
+
+class Handwritten(torch.nn.Module):
+    """What a test model of Elasticsearch's kind does: a seed, chance, a loop, writing at places."""
+
+    def forward(self, ids: Tensor, mask: Tensor, types: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        torch.manual_seed(7)
+        weights = torch.rand(64)
+        answer = torch.zeros(14)
+        for place in range(ids.size(1)):
+            token = ids[0, place]
+            if int(token) >= 5:
+                answer.index_put_((token.unsqueeze(0),), weights[place].unsqueeze(0), accumulate=True)
+        return answer.to(torch.float64), ids
+
+
+def test_a_model_written_by_hand_runs_and_answers_the_same_on_many_threads(tiny: Path) -> None:
+    edit_metadata(tiny, max_sequence_length=32)
+    replace_archive(tiny, save(torch.jit.script(Handwritten())))
+    encoder = load_encoder(tiny, CONFIG)
+    texts = [f"salmon {'farm ' * (number % 5)} the planet" for number in range(12)]
+    expected = [(each.tokens, each.weights.tobytes()) for each in expand(encoder, texts)]
+    answers: list[Any] = []
+
+    def ask() -> None:
+        torch.rand(3)
+        answers.append([(each.tokens, each.weights.tobytes()) for each in expand(encoder, texts)])
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected] * 6
+
+
+SHAPES: list[tuple[str, Callable[[Tensor], Any]]] = [
+    ("[14]", lambda ids: ids.new_ones(14).float()),
+    ("[1, 14]", lambda ids: ids.new_ones(1, 14).double()),
+    ("[1, 1, 14]", lambda ids: ids.new_ones(1, 1, 14).float()),
+    ("[n, 14]", lambda ids: ids.new_ones(14).float().expand(ids.shape[1], 14)),
+    ("[1, n, 14]", lambda ids: ids.new_ones(14).float().expand(1, ids.shape[1], 14)),
+    ("tuple", lambda ids: (ids.new_ones(1, 14).float(), ids)),
+]
+
+
+def traced(answer: Callable[[Tensor], Any]) -> bytes:
+    class Fixed(torch.nn.Module):
+        def forward(self, ids: Tensor, mask: Tensor, types: Tensor, places: Tensor) -> Any:  # noqa: ARG002
+            return answer(ids)
+
+    return save(torch.jit.trace(Fixed(), (torch.ones(1, 4, dtype=torch.long),) * 4, check_trace=False))
+
+
+@pytest.mark.parametrize("answer", [each[1] for each in SHAPES], ids=[each[0] for each in SHAPES])
+def test_answers_of_one_to_three_dimensions_are_one_vector(answer: Callable[[Tensor], Any], tiny: Path) -> None:
+    replace_archive(tiny, traced(answer))
+    [expansion] = expand(load_encoder(tiny, CONFIG), ["salmon"])
+    assert expansion.weights.tolist() == [1.0] * 14
+
+
+WRONG: list[tuple[str, Callable[[Tensor], Any], str]] = [
+    ("width", lambda ids: ids.new_ones(1, 13).float(), r"\[1, 13\].*14 tokens"),
+    ("dimensions", lambda ids: ids.new_ones(1, 1, 1, 14).float(), "shape"),
+    ("batch", lambda ids: ids.new_ones(2, 1, 14).float(), "shape"),
+    ("rows", lambda ids: ids.new_ones(3, 14).float(), "3 rows"),
+    ("type", lambda ids: ids.new_ones(1, 14), "float32 or float64"),
+    ("nan", lambda ids: ids.new_ones(1, 14).float().log().log() * 0, "not a number"),
+]
+
+
+@pytest.mark.parametrize(("answer", "said"), [each[1:] for each in WRONG], ids=[each[0] for each in WRONG])
+def test_an_answer_that_is_no_vector_is_refused_at_load(answer: Callable[[Tensor], Any], said: str, tiny: Path) -> None:
+    replace_archive(tiny, traced(answer))
+    with pytest.raises(FailedPreconditionError, match=said):
+        load_encoder(tiny, CONFIG)
+
+
+def test_a_model_of_other_arguments_is_refused(tiny: Path) -> None:
+    class Two(torch.nn.Module):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return (ids + mask).sum() * torch.ones(1, 14)
+
+    archive = save(torch.jit.trace(Two(), (torch.ones(1, 4, dtype=torch.long),) * 2))
+    replace_archive(tiny, archive)
+    with pytest.raises(FailedPreconditionError, match="takes 2 arguments"):
+        load_encoder(tiny, CONFIG)
+
+
+def test_too_few_positions_are_found_at_load(tiny: Path) -> None:
+    class Placed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = torch.nn.Embedding(40, 14)
+
+        def forward(self, ids: Tensor, mask: Tensor, types: Tensor, places: Tensor) -> Tensor:  # noqa: ARG002
+            return self.places(places).amax(1)  # type: ignore[no-any-return]
+
+    ones = torch.ones(1, 4, dtype=torch.long)
+    replace_archive(tiny, save(torch.jit.trace(Placed(), (ones, ones, ones, ones))))
+    with pytest.raises(FailedPreconditionError, match="does not run on 5 to 512 tokens"):
+        load_encoder(tiny, CONFIG)
+    edit_metadata(tiny, max_sequence_length=40)
+    assert load_encoder(tiny, CONFIG).engine == "torchscript"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"), [({"precision": "int8"}, "PRECISION_UNSUPPORTED"), ({"device": "cuda"}, "DEVICE_UNSUPPORTED")]
+)
+def test_an_archive_that_runs_as_it_is_has_one_precision_and_runs_on_the_processor(
+    asked: dict[str, str], reason: str, tiny: Path
+) -> None:
+    with pytest.raises(FailedPreconditionError) as raised:
+        load_encoder(tiny, CONFIG, **asked)  # type: ignore[arg-type]
+    assert raised.value.reason_code == reason
+
+
+@pytest.mark.parametrize("missing", [names.METADATA, names.VOCABULARY])
+def test_a_missing_file_is_named(missing: str, tiny: Path) -> None:
+    (tiny / missing).unlink()
+    with pytest.raises(FailedPreconditionError, match=missing):
+        inspect_model(tiny, CONFIG)
+
+
+def test_a_small_bert_is_re_hosted_under_any_prefix(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    model = make_model("bert", layer_norm_eps=1e-5, num_attention_heads=8)
+    folder = as_model_folder(make_package(model, tmp_path / "package", max_sequence_length=100), tmp_path / "model")
+    hosted, original = (
+        load_encoder(folder, CONFIG, precision="float32"),
+        load_encoder(model, CONFIG, precision="float32"),
+    )
+    assert hosted.engine in {"native", "torch"}
+    texts = ["the cat sat", "a b c", "The cafe's mat"]
+    for mine, theirs in zip(expand(hosted, texts), expand(original, texts), strict=True):
+        assert difference(mine, theirs) < 1e-4
+
+
+def test_int8_layers_run(tiny: Path) -> None:
+    class Layers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = torch.nn.Embedding(14, 16)
+            self.out = torch.nn.Linear(16, 14)
+
+        def forward(self, ids: Tensor, mask: Tensor, types: Tensor, places: Tensor) -> Tensor:  # noqa: ARG002
+            return torch.log1p(torch.relu(self.out(self.words(ids)))).amax(1)
+
+    torch.manual_seed(3)
+    model = Layers()
+    ones = torch.ones(1, 4, dtype=torch.long)
+    exact = torch.jit.trace(model, (ones, ones, ones, ones))
+    narrow = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    for module, precision in ((exact, "float32"), (torch.jit.trace(narrow, (ones, ones, ones, ones)), "int8")):
+        replace_archive(tiny, save(module))
+        encoder = load_encoder(tiny, CONFIG)
+        assert (encoder.engine, encoder.precision) == ("torchscript", precision)
+        [expansion] = expand(encoder, ["salmon farm"])
+        weights = model(torch.tensor([[2, 5, 6, 3]]), ones, ones, ones)[0].detach().numpy()
+        found = np.zeros(14, np.float32)
+        found[expansion.token_ids] = expansion.weights
+        assert np.abs(found - weights).max() < (1e-6 if precision == "float32" else 0.05)
