@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
-from typing import TYPE_CHECKING, Any, Final
+import math
+from typing import TYPE_CHECKING, Any
 
 from termwise.server.errors import FailedPreconditionError
-from termwise.server.inference.files import unusable
+from termwise.server.inference.files import find_weights, read_shapes, unusable
+from termwise.server.inference.importing import import_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _log = logging.getLogger(__name__)
-
-# While it is imported, transformers puts another module in its own place: a second thread that waits for the import
-# would go on with the first one, which is empty.
-_IMPORTING: Final = threading.Lock()
 
 
 def load_model(path: Path) -> Any:
@@ -32,22 +29,26 @@ def load_model(path: Path) -> Any:
     """
     import torch  # noqa: PLC0415 - slow to import
 
-    with _IMPORTING:
-        from transformers import AutoModelForMaskedLM  # noqa: PLC0415 - seconds to import, needed once a model
-    from transformers.utils import logging as chatter  # noqa: PLC0415
-
+    transformers = import_transformers()
     # It would draw a progress bar into the log, and warn of what is checked here.
-    chatter.disable_progress_bar()
-    chatter.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        # A configuration may name an implementation that would be fetched.
+        config._attn_implementation = None  # noqa: SLF001 - what from_pretrained itself sets
+        _check_parameters(path, config)
+        model, report = transformers.AutoModelForMaskedLM.from_pretrained(
             path,
+            config=config,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
             output_loading_info=True,
         )
+    except FailedPreconditionError:
+        raise
     except MemoryError as error:
         raise FailedPreconditionError(
             "The model does not run here: out of memory; free some, or use a smaller model.",
@@ -64,6 +65,18 @@ def load_model(path: Path) -> Any:
     if missing:
         raise unusable(f'its weights lack the tensor "{missing[0]}"')
     return model.eval()
+
+
+def _check_parameters(path: Path, config: Any) -> None:
+    """Refuse a configuration of far more parameters than are stored: transformers would make the others up."""
+    import torch  # noqa: PLC0415
+
+    with torch.device("meta"):
+        shell = import_transformers().AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
+    needed = sum(tensor.numel() for tensor in shell.parameters())
+    stored = sum(math.prod(shape) for file in find_weights(path) for shape in read_shapes(file).values())
+    if needed > 2 * stored:
+        raise unusable(f"config.json describes a model of {needed} parameters, and its files hold {stored}")
 
 
 def plain_weights(

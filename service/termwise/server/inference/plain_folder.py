@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.architectures import ARCHITECTURES, MOST_LAYERS, MOST_TOKENS
 from termwise.server.inference.files import find_tokenizer, find_weights, read_json, read_shapes, total_size, unusable
+from termwise.server.inference.importing import import_transformers
 from termwise.server.inference.layouts import SpecialTokens
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _FLOAT32_BYTES = 4
 # Most positions that a configuration may name: some models make a table of them as they are built.
 _MOST_POSITIONS = 1 << 20
+_MOST_WIDTH = 1 << 16
 _MOST = 1 << 31
 _WIDTHS = ("hidden_size", "dim", "d_model", "emb_dim", "n_embd")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -80,6 +82,8 @@ def open_plain(path: Path, config: dict[str, Any]) -> PlainFolder:
     """
     name = _model_class(config)
     _check_figures(config)
+    if config.get("quantization_config"):
+        raise _broken("its weights are quantized, which is not supported; save it in float32 or bfloat16")
     vocabulary = config.get("vocab_size")
     if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 0 < vocabulary <= MOST_TOKENS:
         raise _broken(f'"vocab_size" is {vocabulary}, and must be 1 to {MOST_TOKENS}')
@@ -129,13 +133,10 @@ def _model_class(config: Mapping[str, Any]) -> str:
 @cache
 def _known_classes() -> tuple[dict[str, str], frozenset[str]]:
     """Give transformers' classes with a masked-token head by kind of model, and all kinds that it knows."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # noqa: PLC0415 - seconds to import
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES  # noqa: PLC0415
-
-    classes = {
-        kind: name if isinstance(name, str) else name[0] for kind, name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.items()
-    }
-    return classes, frozenset(CONFIG_MAPPING_NAMES)
+    auto = import_transformers().models.auto
+    names = auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    classes = {kind: name if isinstance(name, str) else name[0] for kind, name in names.items()}
+    return classes, frozenset(auto.configuration_auto.CONFIG_MAPPING_NAMES)
 
 
 def _check_figures(config: Mapping[str, Any]) -> None:
@@ -147,6 +148,8 @@ def _check_figures(config: Mapping[str, Any]) -> None:
             raise _broken(f'"{key}" is {value}; the most supported are {MOST_LAYERS}')
         if "position" in key and value > _MOST_POSITIONS:
             raise _broken(f'"{key}" is {value}; the most supported are {_MOST_POSITIONS}')
+        if key in _WIDTHS and value > _MOST_WIDTH:
+            raise _broken(f'"{key}" is {value}; the most supported is {_MOST_WIDTH}')
 
 
 def _figures(value: Any, key: str = "") -> Iterator[tuple[str, float]]:

@@ -204,10 +204,11 @@ def load_plain(
         except FailedPreconditionError:
             raise
         except Exception as error:  # a model may need what it is not given, or more memory than there is
+            if cut:
+                _log.info("the head is not computed in parts: %s", error)
+                continue
             _log.warning("plain encoder does not run here", exc_info=error)
-            if not cut:
-                raise does_not_run(precision, error) from error
-            continue
+            raise does_not_run(precision, error) from error
         if problem is None:
             _log.info("encoder in %s by %s: there is no faster path for it", precision, network.kernel)
             return encoder
