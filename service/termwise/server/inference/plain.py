@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import TYPE_CHECKING, Any, Final
 
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.files import find_weights, read_shapes, unusable
@@ -20,13 +21,22 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+# While it builds a model, transformers changes torch for all threads.
+_BUILDING: Final = threading.Lock()
+
+
 def load_model(path: Path) -> Any:
-    """Load a folder's model by transformers, in float32; code that comes with it is never run.
+    """Load a folder's model by transformers, in float32, one at a time; code that comes with it is never run.
 
     Raises:
         FailedPreconditionError: transformers cannot load it, or would make up weights that its files lack.
 
     """
+    with _BUILDING:
+        return _build(path)
+
+
+def _build(path: Path) -> Any:
     import torch  # noqa: PLC0415 - slow to import
 
     transformers = import_transformers()
