@@ -294,16 +294,29 @@ def test_a_missing_file_is_named(missing: str, tiny: Path) -> None:
         inspect_model(tiny, CONFIG)
 
 
-def test_a_small_bert_is_re_hosted_under_any_prefix(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    model = make_model("bert", layer_norm_eps=1e-5, num_attention_heads=8)
-    folder = as_model_folder(make_package(model, tmp_path / "package", max_sequence_length=100), tmp_path / "model")
-    hosted, original = (
-        load_encoder(folder, CONFIG, precision="float32"),
-        load_encoder(model, CONFIG, precision="float32"),
-    )
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("bert", {"layer_norm_eps": 1e-5, "num_attention_heads": 8}),
+        ("bert", {"hidden_act": "gelu_new"}),
+        ("distilbert", {}),
+        ("electra", {}),
+        ("mpnet", {}),
+        ("roberta", {}),
+        ("xlm-roberta", {}),
+    ],
+)
+def test_packages_of_known_architectures_are_re_hosted(
+    architecture: str, changes: dict[str, Any], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = make_model(architecture, **changes)
+    folder = as_model_folder(make_package(model, tmp_path / "package", max_sequence_length=90), tmp_path / "model")
+    hosted = load_encoder(folder, CONFIG, precision="float32")
+    original = load_encoder(model, CONFIG, precision="float32")
     assert hosted.engine in {"native", "torch"}
-    texts = ["the cat sat", "a b c", "The cafe's mat"]
+    texts = ["the cat sat", "a b c", "The caf\u00e9's mat ", "the " * 40, "?"]
     for mine, theirs in zip(expand(hosted, texts), expand(original, texts), strict=True):
+        assert mine.token_count == theirs.token_count
         assert difference(mine, theirs) < 1e-4
 
 

@@ -178,7 +178,11 @@ def _read_code(code: Mapping[str, bytes]) -> _Said:
                     epsilons.update(_numbers(node.args[_NORM_EPSILON : _NORM_EPSILON + 1]))
                 if node.func.attr == "gelu":
                     tanh = tanh or any(getattr(each.value, "value", "") == "tanh" for each in node.keywords)
-    activation = "gelu_new" if tanh else "gelu" if {"gelu", "erf"} & operators else "relu"
+    if {"gelu", "erf"} & operators:
+        activation = "gelu_new" if tanh else "gelu"
+    else:
+        # Written out, its approximation takes a third power and a tanh.
+        activation = "gelu_new" if {"pow", "tanh"} <= operators else "relu"
     return _Said(epsilons.most_common(1)[0][0] if epsilons else _EPSILON, activation, widths)
 
 
