@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from termwise.server.inference.admission import Call, Job, Queue
+from termwise.server.inference.admission import Queue
 from termwise.server.inference.base import Expansion, Side
 from termwise.server.inference.cache import ExpansionCache
+from termwise.server.inference.calls import Call, Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +24,7 @@ _TEXTS = st.lists(st.integers(0, 25).map("text {}".format), min_size=1, max_size
 _STEP = st.one_of(
     st.tuples(st.just("eager"), _TEXTS),
     st.tuples(st.just("patient"), _TEXTS),
+    st.tuples(st.just("stream"), _TEXTS),
     st.tuples(st.just("take"), st.integers(1, 60)),
     st.tuples(st.just("run"), st.integers(0, 40)),
     st.tuples(st.just("fail"), st.integers(0, 40)),
@@ -51,9 +55,9 @@ class Model:
         self.taken: list[Job] = []
         self.ran = 0
 
-    def admit(self, texts: list[str], *, patient: bool) -> None:
+    def admit(self, texts: list[str], *, patient: bool, group: str = "") -> None:
         side = Side.QUERY if len(self.calls) % 3 else Side.DOCUMENT
-        call = Call(texts, side, None, self.loop.create_future(), 0.0, patient)
+        call = Call(texts, side, None, self.loop.create_future(), 0.0, patient, group)
         waiting = self.queue.waiting
         if self.queue.admit(call):
             self.calls.append(call)
@@ -97,9 +101,13 @@ class Model:
         # Jobs in flight are all different.
         flying = [job for job in self.taken if not job.is_dead(0.0)]
         assert len({job.key for job in flying}) == len(flying)
-        # First come, first served: nobody is looked at while one before it still has texts outside.
-        outside = [call for call in alive if call.patient and call.seen < len(call.texts)]
-        assert not any(call.seen for call in outside[1:])
+        # First come, first served, within a stream and among calls without one: nobody is looked at while one before it
+        # still has texts outside.
+        for group in ("", "0", "1"):
+            calls = [call for call in alive if call.patient and call.group == group]
+            done = takewhile(lambda call: call.seen == len(call.texts), calls)
+            assert not any(call.seen for call in calls[len(list(done)) + 1 :])
+        assert sum(0 < call.seen < len(call.texts) for call in alive) <= 1
 
     def finish(self) -> Iterable[Call]:
         while self.queue.waiting or self.taken:
@@ -121,7 +129,8 @@ def test_queue_keeps_its_promises(capacity: int, cache_size: int, steps: list[tu
     model = Model(capacity, cache_size)
     for step, what in steps:
         if isinstance(what, list):
-            model.admit(what, patient=step == "patient")
+            # Of the streams' calls, one and the next but one are of one stream.
+            model.admit(what, patient=step != "eager", group=f"{len(model.calls) % 2}" if step == "stream" else "")
         elif step == "take":
             model.take(what)
         elif step in {"run", "fail"} and model.taken:
@@ -136,3 +145,37 @@ def test_queue_keeps_its_promises(capacity: int, cache_size: int, steps: list[tu
     assert tally.arrivals == sum(call.seen for call in model.calls)
     assert tally.answered == sum(len(call.texts) - call.left for call in model.calls)
     assert tally.answered - tally.hits == model.ran
+
+
+@pytest.mark.parametrize("capacity", [16, 64, 1024])
+@pytest.mark.parametrize(("budget", "unary"), [(30, 0), (100, 0), (60, 12)])
+def test_streams_get_equal_shares_in_order_whatever_the_windows_of_calls_that_they_keep(
+    capacity: int, budget: int, unary: int
+) -> None:
+    queue = Queue(capacity)
+    loop = asyncio.new_event_loop()
+    windows = {"wide": 100, "unary": unary, "narrow": 50}
+    numbers = count()
+    ran: dict[str, list[int]] = {name: [] for name in windows}
+
+    def send(name: str) -> None:
+        text, patient = f"{name} {next(numbers)}", name != "unary"
+        queue.admit(Call([text], Side.QUERY, None, loop.create_future(), 0.0, patient, name if patient else ""))
+
+    for name, window in windows.items():
+        for _ in range(window):
+            send(name)
+    for turn in range(150):
+        if turn == 50:
+            # What they began with is done.
+            ran = {name: [] for name in windows}
+        for job in queue.take(budget, 0.0):
+            name, number = job.text.split()
+            ran[name].append(int(number))
+            queue.complete(job, expansion(job.text), 0.0, 0.0, 0.0)
+        for call in queue.take_finished():
+            send(call.texts[0].split()[0])
+    loop.close()
+    assert len(ran["narrow"]) == pytest.approx(len(ran["wide"]), rel=0.05)
+    assert len(ran["unary"]) >= unary
+    assert all(order == sorted(order) for order in ran.values())

@@ -83,8 +83,10 @@ async def running(
         await batcher.close()
 
 
-async def words(batcher: Batcher, *texts: str, wait: bool = False, deadline: float | None = None) -> list[set[str]]:
-    expansions, _ = await batcher.submit(texts, Side.DOCUMENT, deadline=deadline, wait=wait)
+async def words(
+    batcher: Batcher, *texts: str, wait: bool = False, deadline: float | None = None, group: str = ""
+) -> list[set[str]]:
+    expansions, _ = await batcher.submit(texts, Side.DOCUMENT, deadline=deadline, wait=wait, group=group)
     return [set(expansion.tokens) for expansion in expansions]
 
 
@@ -193,6 +195,41 @@ async def test_small_call_does_not_wait_for_the_whole_of_a_large_one() -> None:
         gate.opened.set()
         await asyncio.gather(large, small)
         assert ran(encoder).index("small") < 40, "the batch that is prepared goes first, and one turn"
+
+
+async def test_a_query_does_not_wait_for_the_many_calls_of_a_stream() -> None:
+    async with held(1000, batch_tokens=40) as (batcher, gate, encoder, _):
+        stream = [
+            asyncio.create_task(words(batcher, f"stream{number}", wait=True, group="stream")) for number in range(100)
+        ]
+        await settle()
+        query = asyncio.create_task(words(batcher, "query"))
+        other = asyncio.create_task(words(batcher, "other", wait=True, group="other"))
+        await settle()
+        gate.opened.set()
+        assert await query == [{"query"}]
+        await other
+        assert await asyncio.gather(*stream) == [[{f"stream{number}"}] for number in range(100)]
+        assert max(ran(encoder).index("query"), ran(encoder).index("other")) < 30, "the batches at hand, and one turn"
+        assert [text for text in ran(encoder) if "stream" in text] == [f"stream{number}" for number in range(100)]
+
+
+async def test_a_full_queue_slows_a_stream_and_fails_a_unary_call() -> None:
+    async with held(8) as (batcher, gate, _, first):
+        stream = [
+            asyncio.create_task(words(batcher, f"a{number}", f"b{number}", wait=True, group="stream"))
+            for number in range(20)
+        ]
+        await settle()
+        assert batcher.pending == 4
+        unary = asyncio.create_task(words(batcher, *"cdef"))
+        await settle()
+        with pytest.raises(ResourceExhaustedError):
+            await words(batcher, "g")
+        gate.opened.set()
+        assert await asyncio.gather(*stream) == [[{f"a{number}"}, {f"b{number}"}] for number in range(20)]
+        assert await unary == [{"c"}, {"d"}, {"e"}, {"f"}]
+        await first
 
 
 async def test_cancelled_call_never_reaches_the_model() -> None:

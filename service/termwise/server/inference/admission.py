@@ -6,106 +6,20 @@ Plain data under one lock of the batcher; nothing here waits, and nothing runs a
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING
 
-from termwise.server.inference.base import Expansion, InferenceTimings, Side
 from termwise.server.inference.cache import CacheFacts, ExpansionCache, Key, cache_key
+from termwise.server.inference.calls import Call, Job, JobState, Lane
 from termwise.server.inference.statistics import Tally
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-# Characters of a token, to guess a text's length before it is cut; English has four to five, with its blank.
-_CHARACTERS_A_TOKEN = 4
-# Longest guess: models cut off the rest.
-_LONGEST_TEXT = 512
+    from termwise.server.inference.base import Expansion, Side
+
 # Texts that one call may put into a batch before the next call has its turn, so that a query does not wait for the
-# whole of a large call before it. Most of the gain of a batch arrives by 8 texts (measured).
+# whole of a large call before it, nor of a stream's calls. Most of the gain of a batch arrives by 8 texts (measured).
 _TURN = 8
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """One call's texts, and where the answer goes.
-
-    The first `seen` of the texts were looked at: they are answered, or wait in jobs; `ready` holds those jobs that its
-    turns may take. `left` texts are not answered yet. A call is `over` once nobody waits for it: answered, failed,
-    cancelled or late. A `patient` one waits for room.
-    """
-
-    texts: Sequence[str]
-    side: Side
-    deadline: float | None
-    future: asyncio.Future[None]
-    since: float
-    patient: bool
-    left: int = 0
-    results: list[Expansion | None] = field(default_factory=list)
-    seen: int = 0
-    over: bool = False
-    in_turns: bool = False
-    ready: deque[Job] = field(default_factory=deque)
-    timings: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-
-    def __post_init__(self) -> None:
-        """Begin with no text answered."""
-        self.left = len(self.texts)
-        self.results = [None] * self.left
-
-    def is_dead(self, now: float) -> bool:
-        """Whether the answer would come too late, or to nobody."""
-        return self.over or (self.deadline is not None and now >= self.deadline)
-
-    def spend(self, queue: float, tokenize: float, inference: float) -> None:
-        """Note where the time of some of the texts went; the longest counts."""
-        self.timings = [max(pair) for pair in zip(self.timings, (queue, tokenize, inference), strict=True)]
-
-    def answer(self) -> tuple[list[Expansion], InferenceTimings]:
-        """Give the expansions of a call that is done."""
-        return [each for each in self.results if each is not None], InferenceTimings(*self.timings)
-
-
-class JobState(Enum):
-    """Where a job stands."""
-
-    WAITING = "waiting"
-    TAKEN = "taken"
-    OVER = "over"
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One run of the model for a text, whoever waits for it: calls, and the text's positions in them.
-
-    Whoever asks for an equal text while the job is WAITING or TAKEN joins those who wait.
-    """
-
-    text: str
-    key: Key
-    patient: bool
-    waiters: list[tuple[Call, int]] = field(default_factory=list)
-    state: JobState = JobState.WAITING
-
-    @property
-    def side(self) -> Side:
-        """The side that reads the text."""
-        return self.key[0]
-
-    @property
-    def tokens(self) -> int:
-        """A guess of the text's length."""
-        return min(len(self.text) // _CHARACTERS_A_TOKEN + 2, _LONGEST_TEXT)
-
-    def callers(self) -> list[Call]:
-        """Give the calls that wait for it, one twice that has the text twice."""
-        return [call for call, _ in self.waiters if not call.over]
-
-    def is_dead(self, now: float) -> bool:
-        """Whether nobody waits for it any more."""
-        return all(call.is_dead(now) for call, _ in self.waiters)
 
 
 class Queue:
@@ -114,7 +28,8 @@ class Queue:
     A text whose expansion is in the cache is answered at once; one that equals a text in flight waits for that one's
     job. Neither takes room. A call that does not wait is admitted whole or not at all. One that waits is admitted text
     by text, first come first served, as room appears; together such calls fill at most half of the queue, so that a
-    bulk load on a deployment does not shut its searches out. Admitted calls take turns in the batches.
+    bulk load on a deployment does not shut its searches out. Admitted calls take turns in the batches. Calls of one
+    stream have one place in the line, and one turn, between them.
 
     Answers may come from any of the methods: `take_finished` gives the calls that have all of theirs.
     """
@@ -132,10 +47,13 @@ class Queue:
         self._flying: dict[Key, Job] = {}
         self._patient_waiting = 0
         self._patient_room = max(1, capacity // 2)
-        # Patient calls with texts that were not looked at yet, and calls with jobs that may be taken. Calls that are
-        # over stay in both until their turn comes, and are skipped.
-        self._line: deque[Call] = deque()
-        self._turns: deque[Call] = deque()
+        # Lanes of patient calls with texts that were not looked at yet, and lanes of calls with jobs that may be taken.
+        # Calls that are over stay in both until their turn comes, and are skipped.
+        self._line: deque[Lane] = deque()
+        self._turns: deque[Lane] = deque()
+        # Those of them that are groups', as long as they have calls.
+        self._outside: dict[str, Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._finished: list[Call] = []
 
     @property
@@ -151,7 +69,13 @@ class Queue:
     def admit(self, call: Call) -> bool:
         """Let a call in; False where there is no room and it does not wait."""
         if call.patient:
-            self._line.append(call)
+            lane = self._outside.get(call.group)
+            if lane is None:
+                lane = Lane(call.group)
+                self._line.append(lane)
+                if call.group:
+                    self._outside[call.group] = lane
+            lane.calls.append(call)
             self._refill()
             return True
         keys = [cache_key(text, call.side) for text in call.texts]
@@ -174,27 +98,24 @@ class Queue:
         """
         jobs = [] if jobs is None else jobs
         side: Side | None = None
-        others: list[Call] = []
+        others: list[Lane] = []
         while self._turns and budget > 0:
-            call = self._turns.popleft()
-            call.in_turns = False
-            if call.is_dead(now):
-                self._drop_lonely(call.ready, now)
-            while call.ready and call.ready[0].state is not JobState.WAITING:
-                call.ready.popleft()  # another call took it along
-            if not call.ready:
+            lane = self._turns.popleft()
+            lane.in_turns = False
+            call = self._next_call(lane, now)
+            if call is None:
                 continue
             side = side or call.side
             if call.side is not side:
-                others.append(call)
+                others.append(lane)
                 continue
-            budget = self._take_turn(call, jobs, budget)
-            if call.ready:
-                self._give_turn(call)
+            budget = self._take_turn(lane, side, jobs, budget, now)
+            if self._next_call(lane, now):
+                self._give_turn(lane, again=budget <= 0 and lane.taken < _TURN)
         # The other side comes first next time.
-        for call in reversed(others):
-            call.in_turns = True
-            self._turns.appendleft(call)
+        for lane in reversed(others):
+            lane.in_turns = True
+            self._turns.appendleft(lane)
         self._refill()
         return jobs
 
@@ -247,24 +168,25 @@ class Queue:
 
     def strangers(self) -> list[Call]:
         """Give the calls of which no text was admitted."""
-        return [call for call in self._line if not call.seen and not call.over]
+        return [call for lane in self._line for call in lane.calls if not call.seen and not call.over]
 
     def all_calls(self) -> list[Call]:
         """Give the calls that wait for an answer."""
         waiting = {call: None for job in self._flying.values() for call, _ in job.waiters}
-        return [call for call in [*waiting, *self._line] if not call.over]
+        waiting |= {call: None for lane in self._line for call in lane.calls}
+        return [call for call in waiting if not call.over]
 
     def restore_turns(self) -> None:
         """Put right what was left half done when taking a batch broke: who has texts that wait has a turn."""
         for call in self.all_calls():
             call.ready.clear()
-            call.in_turns = False
+            call.in_lane = False
         self._turns.clear()
+        self._lanes.clear()
         for job in self._flying.values():
             if job.state is JobState.WAITING:
                 for call in dict.fromkeys(job.callers()):
-                    call.ready.append(job)
-                    self._give_turn(call)
+                    self._make_ready(call, job)
 
     def _place(self, call: Call, key: Key, known: Expansion | None) -> None:
         """Answer a call's next text, or let it wait in a job."""
@@ -288,8 +210,7 @@ class Queue:
         job.waiters.append((call, position))
         # Whichever of its calls has its turn first takes a job along.
         if job.state is JobState.WAITING and not again:
-            call.ready.append(job)
-            self._give_turn(call)
+            self._make_ready(call, job)
 
     def _answer(self, call: Call, position: int, expansion: Expansion) -> None:
         call.results[position] = expansion
@@ -302,35 +223,71 @@ class Queue:
     def _refill(self) -> None:
         """Look at texts of the calls that wait, in order, as long as there is room for those that are new."""
         while self._line:
-            call = self._line[0]
+            lane = self._line[0]
+            call = lane.calls[0]
             while not call.over and call.seen < len(call.texts):
                 key = cache_key(call.texts[call.seen], call.side)
                 known = self._cache.get(key)
                 if known is None and key not in self._flying and not self._has_patient_room():
                     return
                 self._place(call, key, known)
+            lane.calls.popleft()
             self._line.popleft()
+            if lane.calls:
+                self._line.append(lane)
+            else:
+                self._outside.pop(lane.group, None)
 
     def _has_patient_room(self) -> bool:
         return self._patient_waiting < self._patient_room and self.waiting < self.capacity
 
-    def _take_turn(self, call: Call, jobs: list[Job], budget: int) -> int:
-        """Move jobs of a call into a batch; gives what is left of the budget."""
-        taken = 0
-        while call.ready and taken < _TURN and budget > 0:
-            job = call.ready.popleft()
-            if job.state is JobState.WAITING:
-                jobs.append(job)
-                self._count(job, -1)
-                job.state = JobState.TAKEN
-                taken += 1
-                budget -= job.tokens
+    def _next_call(self, lane: Lane, now: float) -> Call | None:
+        """Give a lane's first call with a text to be taken; those before it leave the lane."""
+        while lane.calls:
+            call = lane.calls[0]
+            if call.is_dead(now):
+                self._drop_lonely(call.ready, now)
+            while call.ready and call.ready[0].state is not JobState.WAITING:
+                call.ready.popleft()  # another call took it along
+            if call.ready:
+                return call
+            call.in_lane = False
+            lane.calls.popleft()
+        if self._lanes.get(lane.group) is lane:
+            del self._lanes[lane.group]
+        return None
+
+    def _take_turn(self, lane: Lane, side: Side, jobs: list[Job], budget: int, now: float) -> int:
+        """Move jobs of a lane's calls of one side into a batch; gives what is left of the budget."""
+        while lane.taken < _TURN and budget > 0 and (call := self._next_call(lane, now)) and call.side is side:
+            while call.ready and lane.taken < _TURN and budget > 0:
+                job = call.ready.popleft()
+                if job.state is JobState.WAITING:
+                    jobs.append(job)
+                    self._count(job, -1)
+                    job.state = JobState.TAKEN
+                    lane.taken += 1
+                    budget -= job.tokens
         return budget
 
-    def _give_turn(self, call: Call) -> None:
-        if not call.in_turns:
-            call.in_turns = True
-            self._turns.append(call)
+    def _make_ready(self, call: Call, job: Job) -> None:
+        """Let a call's turns take a job."""
+        call.ready.append(job)
+        if not call.in_lane:
+            call.in_lane = True
+            lane = self._lanes.setdefault(call.group, Lane(call.group)) if call.group else Lane("")
+            lane.calls.append(call)
+            self._give_turn(lane)
+
+    def _give_turn(self, lane: Lane, *, again: bool = False) -> None:
+        """Let a lane have a turn after the others; or before them, `again`, where a full batch cut its turn short."""
+        if not lane.in_turns:
+            lane.in_turns = True
+            if again:
+                self._turns.appendleft(lane)
+            else:
+                lane.taken = 0
+                self._turns.append(lane)
 
     def _drop_lonely(self, jobs: deque[Job], now: float) -> None:
         """Drop those jobs of a call that is over or late which nobody else waits for."""

@@ -8,9 +8,10 @@ import time
 from typing import TYPE_CHECKING
 
 from termwise.server.inference import refusals
-from termwise.server.inference.admission import Call, Job, JobState, Queue
+from termwise.server.inference.admission import Queue
 from termwise.server.inference.base import Encoder, Expansion, InferenceTimings, Side
 from termwise.server.inference.cache import CacheFacts, ExpansionCache
+from termwise.server.inference.calls import Call, Job, JobState
 from termwise.server.inference.crew import Crew, Worker
 from termwise.server.inference.feeder import Feeder
 from termwise.server.inference.hardware import set_compute_threads, yield_to_others
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from termwise.server.inference.priority import PriorityGate
     from termwise.server.inference.turns import Turn
 
-# Share of the newest batch in the running mean of seconds a text.
+# Weight of the newest batch in the running mean of seconds a text.
 _NEWEST = 0.2
 # Seconds before its deadline in which a call that is cancelled counts as late: its caller's clock is not ours.
 _AT_DEADLINE = 0.01
@@ -143,7 +144,7 @@ class Batcher:
             self._queue.clear_cache()
 
     async def submit(
-        self, texts: Sequence[str], side: Side, *, deadline: float | None, wait: bool
+        self, texts: Sequence[str], side: Side, *, deadline: float | None, wait: bool, group: str = ""
     ) -> tuple[list[Expansion], InferenceTimings]:
         """Expand texts; the answers are in their order, shared, and not to be changed.
 
@@ -152,6 +153,8 @@ class Batcher:
             side: which side of the encoder reads them.
             deadline: `time.monotonic` seconds; texts still waiting then never reach the model. None: no deadline.
             wait: wait for room in the queue, any number of texts; otherwise a full queue fails at once.
+            group: what a call that waits belongs to, such as a stream: its calls come in order, and share one place in
+                the line and one turn. "": a call by itself.
 
         Raises:
             ResourceExhaustedError: no room for all of the texts, and `wait` is False.
@@ -166,7 +169,7 @@ class Batcher:
         self._check(texts, deadline, now, wait=wait)
         if not self._encoder.sides_differ:
             side = Side.DOCUMENT
-        call = Call(texts, side, deadline, loop.create_future(), now, patient=wait)
+        call = Call(texts, side, deadline, loop.create_future(), now, wait, group if wait else "")
         with self._lock:
             if self._feeder.closing:
                 raise self._broken or refusals.closing()
@@ -194,7 +197,7 @@ class Batcher:
         return call.answer()
 
     async def close(self) -> None:
-        """Refuse new texts, answer those that were admitted, and end the workers."""
+        """Refuse new texts, answer what was admitted, and end the workers."""
         with self._lock:
             self._feeder.closing = True
             self._crew.end()

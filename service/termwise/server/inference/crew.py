@@ -12,7 +12,7 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from termwise.server.inference.admission import Job
+    from termwise.server.inference.calls import Job
     from termwise.server.inference.turns import Turn
 
 DELAYS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)

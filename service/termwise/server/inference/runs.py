@@ -9,8 +9,8 @@ from termwise.server.errors import TermwiseError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from termwise.server.inference.admission import Job
     from termwise.server.inference.base import Encoder, Expansion, Side, TokenizedText
+    from termwise.server.inference.calls import Job
     from termwise.server.inference.turns import Turn
 
 
