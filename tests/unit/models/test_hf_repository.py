@@ -3,12 +3,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elser_package import tiny_package
 from hub import Hub, git_sha1
 from termwise.server.errors import (
     FailedPreconditionError,
@@ -16,6 +17,7 @@ from termwise.server.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from termwise.server.models import artifacts
 from termwise.server.models.repositories import hub as hub_module
 from termwise.server.models.repositories.base import FetchStoppedError
 from termwise.server.models.repositories.hf import HuggingFaceRepository
@@ -187,6 +189,25 @@ def test_what_is_no_model_is_not_fetched(
     with pytest.raises(FailedPreconditionError, match=message):
         fetch(folders)
     assert hub.sent == {}
+
+
+def test_a_package_in_elsers_layout(hub: Hub, folders: tuple[Path, Path], tmp_path: Path, tree: Tree) -> None:
+    package = tree(tiny_package(tmp_path / "package"))
+    hub.add("org/name", {**package, "README.md": b"x", "other/config.json": b"{}"})
+    archive = next(data for name, data in package.items() if name.endswith(".pt"))
+    fetch(folders, sha256=hashlib.sha256(archive).hexdigest())
+    assert sorted(tree(folders[0])) == ["package.metadata.json", "package.pt", "package.vocab.json"]
+    assert set(tree(folders[0]).values()) == set(package.values())
+    (tmp_path / "wrong").mkdir()
+    with pytest.raises(FailedPreconditionError, match="package.pt has SHA-256"):
+        fetch((tmp_path / "wrong", folders[1]), sha256="0" * 64)
+
+
+def test_a_full_disk_is_told(hub: Hub, folders: tuple[Path, Path], small_disk: Callable[[int], Any]) -> None:
+    hub.add("org/name", MODEL)
+    with small_disk(1 << 20), pytest.raises(OSError, match="too large") as error:
+        fetch(folders)
+    assert isinstance(artifacts.from_os_error(error.value, "fetching"), ResourceExhaustedError)
 
 
 def test_names_that_lead_out_are_left_alone(hub: Hub, folders: tuple[Path, Path], tree: Tree, tmp_path: Path) -> None:

@@ -451,8 +451,8 @@ async def test_a_package_is_uploaded_under_its_own_names(
     [
         ({"size": 5}, "", "bytes instead of the 5 that .*metadata.json says"),
         ({"sha256": "0" * 64}, "", "has SHA-256"),
-        ({}, ".metadata.json", "the upload holds 0 metadata files; add"),
-        ({}, ".vocab.json", "The upload lacks .*, the package's vocabulary"),
+        ({}, ".metadata.json", "lacks its metadata; add .*metadata.json"),
+        ({}, ".vocab.json", "The package lacks .*vocab.json, its vocabulary"),
         ({"size": "x"}, "", "size of its metadata is not a whole number"),
     ],
 )

@@ -18,6 +18,7 @@ from termwise.server.errors import FailedPreconditionError, Resource, TermwiseEr
 from termwise.server.inference.base import ExpansionConfig
 from termwise.server.metadata.records import ModelRecord, ModelState
 from termwise.server.models import artifacts
+from termwise.server.models.package_files import package_changes
 from termwise.server.models.repositories.base import FetchStoppedError
 from termwise.server.models.waiting import Signal
 
@@ -225,8 +226,8 @@ class Downloads:
         error: TermwiseError | None = None
         began = time.monotonic()
         try:
-            facts = await self._in_turn(record, download)
-            await self._settle(download, record.model_id, **ready(facts))
+            changes = await self._in_turn(record, download)
+            await self._settle(download, record.model_id, **changes)
             _log.info("model_ready", model=record.model_id, seconds=round(time.monotonic() - began, 3))
             self._on_ready(record.model_id)
         except asyncio.CancelledError:
@@ -239,7 +240,7 @@ class Downloads:
                 await self._fail(record, download, error)
         download.end(error)
 
-    async def _in_turn(self, record: ModelRecord, download: Download) -> ModelFacts:
+    async def _in_turn(self, record: ModelRecord, download: Download) -> dict[str, Any]:
         """Wait for one of the places, and fetch."""
         self._waiting.append(download)
         self._admit()
@@ -259,18 +260,17 @@ class Downloads:
             self._places -= 1
             self._waiting.popleft().admit()
 
-    def _fetch(self, record: ModelRecord, download: Download) -> ModelFacts:
-        """Fetch, check and publish; runs in a thread."""
+    def _fetch(self, record: ModelRecord, download: Download) -> dict[str, Any]:
+        """Fetch, check and publish, and give what changes in the model's record; runs in a thread."""
         target = self._folder / record.model_id
-        config = ExpansionConfig(**record.config)
         if artifacts.is_complete(target):  # published, but the server ended before the model's record said so
             try:
-                facts = self._inspect(target, config)
+                changes = self._look(target, record)
             except FailedPreconditionError:
                 _log.warning("model_files_broken", model=record.model_id)
             else:
                 artifacts.remove_drafts(self._folder, record.model_id)
-                return facts
+                return changes
         scheme = record.source_uri.partition("://")[0]
         repository = self._repositories.get(scheme)
         if repository is None:
@@ -279,7 +279,7 @@ class Downloads:
         draft = artifacts.open_draft(self._folder, record.model_id, record.source_uri, record.sha256)
         keep = False
         try:
-            facts = self._fill(draft, repository, record, download)
+            changes = self._fill(draft, repository, record, download)
             download.check_wanted()
             artifacts.publish(draft.files, target)
         except (FetchStoppedError, UnavailableError):
@@ -288,9 +288,14 @@ class Downloads:
         finally:
             # What failed for another reason is not worth going on from: it is wrong, or the disk is full of it.
             artifacts.close_draft(draft, keep=keep)
-        return facts
+        return changes
 
-    def _fill(self, draft: Draft, repository: Repository, record: ModelRecord, download: Download) -> ModelFacts:
+    def _look(self, folder: Path, record: ModelRecord) -> dict[str, Any]:
+        """Look at a model's files, and give what changes in its record."""
+        changes = package_changes(folder, record)
+        return changes | ready(self._inspect(folder, ExpansionConfig(**changes.get("config", record.config))))
+
+    def _fill(self, draft: Draft, repository: Repository, record: ModelRecord, download: Download) -> dict[str, Any]:
         """Fetch into a draft, and check what came."""
         resumed = artifacts.is_begun(draft)
         try:
@@ -299,7 +304,7 @@ class Downloads:
             )
             if (known := self._packaged.get(record.model_id)) is not None:
                 artifacts.check_digest(draft.files / artifacts.WEIGHTS, known.weights_sha256, artifacts.WEIGHTS)
-            return self._inspect(draft.files, ExpansionConfig(**record.config))
+            return self._look(draft.files, record)
         except FailedPreconditionError as error:
             if not resumed:
                 raise

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from termwise.server.errors import FailedPreconditionError, TermwiseError, invalid_field
 from termwise.server.models import artifacts
+from termwise.server.models.package_files import is_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -292,25 +293,20 @@ def check_name(name: str) -> None:
             "It must be the file's path relative to the model's folder, such as model.safetensors, with / between "
             "folders.",
         )
-    if artifacts.is_pickle(path) and not _is_archive(path):
+    if artifacts.is_pickle(path) and not is_archive(path):
         raise invalid_field(
             "header.file_name",
             f'"{path.name}" is a pickle, which can run code when it is read; convert it to {artifacts.WEIGHTS} by '
             "loading it with transformers and calling save_pretrained(folder).",
             reason="MODEL_IS_PICKLE",
         )
-    if not artifacts.is_wanted(path) and not _is_archive(path):
+    if not artifacts.is_wanted(path) and not is_archive(path):
         raise invalid_field(
             "header.file_name",
             f'"{name}" is no file of a model: weights are .safetensors, a package in ELSER\'s layout is .pt, '
             ".metadata.json and .vocab.json, and what else a model needs is .json, .txt, .model, .spm or .md, three "
             "folders deep at most.",
         )
-
-
-def _is_archive(path: PurePosixPath) -> bool:
-    """Tell whether a name is that of a package's TorchScript archive, such as elser_model_2.pt."""
-    return len(path.parts) == 1 and path.suffix == ".pt" and not path.name.startswith(".")
 
 
 def _wrong_offset(file: UploadedFile, offset: int, held: int) -> FailedPreconditionError:

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 
@@ -18,12 +18,11 @@ from termwise.server.errors import (
     not_found,
 )
 from termwise.server.inference.base import ExpansionConfig
-from termwise.server.inference.torchscript.metadata import read_metadata
-from termwise.server.inference.torchscript.names import ARCHIVE, METADATA, VOCABULARY
 from termwise.server.metadata.records import ModelState
 from termwise.server.models import artifacts
 from termwise.server.models.downloads import ready
 from termwise.server.models.held import HeldFiles, UploadedFile, read_ledger
+from termwise.server.models.package_files import as_package, is_archive, package_changes
 from termwise.server.models.waiting import Steps
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from termwise.server.metadata.records import ModelRecord
     from termwise.server.metadata.store import MetadataStore
     from termwise.server.models.downloads import Inspect
-
-_METADATA_END: Final = ".metadata.json"
 
 _log = structlog.get_logger(__name__)
 
@@ -180,16 +177,15 @@ class Uploads:
 
     def _publish(self, record: ModelRecord, whole: Mapping[str, Path], folder: Path) -> dict[str, Any]:
         """Lay the files out in a folder, look at them, make it the model's, and give what changes in its record."""
-        config = ExpansionConfig(**record.config)
-        changes: dict[str, Any] = {}
-        if any(PurePosixPath(name).suffix == ".pt" for name in whole):
-            whole, changes, config = _as_package(whole, record, config)
+        if any(is_archive(PurePosixPath(name)) for name in whole):
+            whole = as_package(whole)
         artifacts.check_names(whole, "The upload")
         for name, file in whole.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             artifacts.link(file, target)
-        facts = self._inspect(folder, config)
+        changes = package_changes(folder, record)
+        facts = self._inspect(folder, ExpansionConfig(**changes.get("config", record.config)))
         artifacts.publish(folder, self._folder / record.model_id)
         return changes | ready(facts)
 
@@ -213,44 +209,3 @@ def _take(files: HeldFiles, part: UploadPart) -> None:
         files.begin(UploadedFile(part.file_name, part.size_bytes, part.sha256.lower()), part.offset)
     elif isinstance(part, UploadData):
         files.append(part.data)
-
-
-def _as_package(
-    whole: Mapping[str, Path], record: ModelRecord, config: ExpansionConfig
-) -> tuple[dict[str, Path], dict[str, Any], ExpansionConfig]:
-    """Give the files of a package in ELSER's layout by their canonical names, and what its metadata change."""
-    archives = [name for name in whole if name.endswith(".pt")]
-    if len(archives) > 1:
-        raise artifacts.unusable(
-            f"The upload holds {len(archives)} archives ({', '.join(archives)}); a package has one"
-        )
-    said = [name for name in whole if name.endswith(_METADATA_END)]
-    if len(said) != 1:
-        raise artifacts.unusable(
-            f"{archives[0]} is a package's archive, and the upload holds {len(said)} metadata files; add "
-            f"{archives[0].removesuffix('.pt')}{_METADATA_END}"
-            if not said
-            else f"The upload holds {len(said)} metadata files ({', '.join(said)}); a package has one"
-        )
-    metadata = read_metadata(whole[said[0]].read_bytes())
-    stem = archives[0].removesuffix(".pt")
-    candidates = [metadata.vocabulary_file, VOCABULARY, f"{stem}.vocab.json"]
-    vocabulary = next((name for name in candidates if name in whole), None)
-    if vocabulary is None:
-        raise artifacts.unusable(f"The upload lacks {candidates[0] or candidates[2]}, the package's vocabulary")
-    archive = whole[archives[0]]
-    size = archive.stat().st_size
-    if metadata.size_bytes and metadata.size_bytes != size:
-        raise artifacts.unusable(
-            f"{archives[0]} has {size:,} bytes instead of the {metadata.size_bytes:,} that {said[0]} says",
-            reason="SIZE_MISMATCH",
-        )
-    artifacts.check_digest(archive, metadata.sha256, archives[0])
-    config = metadata.expansion(config)
-    changes = {
-        "package": dict(metadata.raw),
-        "config": dataclasses.asdict(config),
-        "description": record.description or metadata.description,
-        "tags": record.tags or metadata.tags,
-    }
-    return {METADATA: whole[said[0]], ARCHIVE: archive, VOCABULARY: whole[vocabulary]}, changes, config

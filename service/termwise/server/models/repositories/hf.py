@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 from termwise.server.errors import invalid_field
+from termwise.server.inference.torchscript.names import ARCHIVE
 from termwise.server.models import artifacts
+from termwise.server.models.package_files import as_package, holds_package, is_archive
 from termwise.server.models.repositories import hub
 from termwise.server.models.repositories.attended import Progress, attended
 
@@ -38,7 +40,10 @@ _FILES: Final = "files"
 
 
 class HuggingFaceRepository:
-    """Takes a model's files from the Hub or its local cache. `sha256` is that of its `model.safetensors`."""
+    """Takes a model's files from the Hub or its local cache.
+
+    `sha256` is that of its `model.safetensors`, or of the archive of a package in ELSER's layout.
+    """
 
     scheme: Final = "hf"
 
@@ -64,11 +69,12 @@ class HuggingFaceRepository:
                 hub.fetch_file(snapshot, file, parts[name], progress)
 
         attended(fetch_all, progress, report)
-        for name, part in parts.items():
+        for name, part in (as_package(parts) if holds_package(parts) else parts).items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             artifacts.link(part, target)
-        artifacts.check_digest(folder / artifacts.WEIGHTS, sha256, artifacts.WEIGHTS)
+        weights = ARCHIVE if (folder / ARCHIVE).is_file() else artifacts.WEIGHTS
+        artifacts.check_digest(folder / weights, sha256, weights)
 
 
 def _parse(uri: str) -> hub.Source:
@@ -105,8 +111,14 @@ def _wanted(snapshot: hub.Snapshot, source: hub.Source) -> dict[str, hub.HubFile
         name = PurePosixPath(file.name)
         if name.is_relative_to(source.path):
             found[str(name.relative_to(source.path))] = file
+    if holds_package(found):  # under its own names; those that it has here it gets once its metadata are there
+        return {name: file for name, file in sorted(found.items()) if _may_be_package(PurePosixPath(name))}
     artifacts.check_names(found, str(source))
     return {name: file for name, file in sorted(found.items()) if artifacts.is_wanted(PurePosixPath(name))}
+
+
+def _may_be_package(name: PurePosixPath) -> bool:
+    return is_archive(name) or (len(name.parts) == 1 and name.suffix == ".json")
 
 
 def _size(part: Path) -> int:

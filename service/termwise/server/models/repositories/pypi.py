@@ -73,7 +73,12 @@ class PyPIRepository:
     def fetch(self, uri: str, folder: Path, *, scratch: Path, sha256: str, report: Report) -> None:
         """Download the wheel, compare its SHA-256, take the files below the path out."""
         source = _parse(uri)
-        archive = _download(source, scratch, report)
+        try:
+            archive = _download(source, scratch, report)
+        except BaseException:
+            for place in scratch.iterdir():  # pip could not go on with it
+                shutil.rmtree(place, ignore_errors=True)
+            raise
         artifacts.check_digest(archive, sha256, archive.name)
         size = archive.stat().st_size
         wheel.extract(archive, source.path, folder, lambda: report(size, size))
