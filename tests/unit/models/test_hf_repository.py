@@ -199,7 +199,7 @@ def test_a_package_in_elsers_layout(hub: Hub, folders: tuple[Path, Path], tmp_pa
     assert sorted(tree(folders[0])) == ["package.metadata.json", "package.pt", "package.vocab.json"]
     assert set(tree(folders[0]).values()) == set(package.values())
     (tmp_path / "wrong").mkdir()
-    with pytest.raises(FailedPreconditionError, match="package.pt has SHA-256"):
+    with pytest.raises(FailedPreconditionError, match=r"package.pt has SHA-256"):
         fetch((tmp_path / "wrong", folders[1]), sha256="0" * 64)
 
 

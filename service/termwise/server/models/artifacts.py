@@ -292,9 +292,9 @@ def sweep(models: Path, keep: Collection[str], drafts: Collection[str] | None = 
 
 def is_complete(folder: Path) -> bool:
     """Tell whether a model's folder is there with its weights."""
-    if (folder / ARCHIVE).is_file() or (folder / WEIGHTS).is_file() or (folder / SHARDS).is_file():
+    if (folder / ARCHIVE).is_file():
         return True
-    return next(folder.glob(f"**/{WEIGHTS}"), None) is not None
+    return any(next(folder.glob(f"**/{name}"), None) is not None for name in (WEIGHTS, SHARDS))
 
 
 def sync(path: Path) -> None:
