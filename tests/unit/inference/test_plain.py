@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SparseEncoder
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -226,3 +228,26 @@ def test_a_huge_tokenizer_is_refused_unread(folder: Path) -> None:
         stream.truncate(97 * 1024 * 1024)
     with pytest.raises(FailedPreconditionError, match=r"tokenizer\.json is larger than 96 MiB"):
         inspect_model(folder, CONFIG)
+
+
+_VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+_JSON = st.recursive(_VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+
+
+@given(value=_JSON, name=st.sampled_from(["config.json", "tokenizer_config.json"]), data=st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_configuration_holds_is_read_or_refused(
+    folder: Path, value: Any, name: str, data: st.DataObject
+) -> None:
+    whole = (folder / name).read_text()
+    content = json.loads(whole)
+    content[data.draw(st.sampled_from(sorted(content)))] = value
+    (folder / name).write_text(json.dumps(content))
+    try:
+        facts = inspect_model(folder, CONFIG)
+    except FailedPreconditionError as error:
+        assert error.message.endswith(".")  # noqa: PT017
+    else:
+        assert facts.vocabulary_size == 267
+    finally:
+        (folder / name).write_text(whole)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding, SpladePooling, Transformer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from termwise.server.errors import FailedPreconditionError
-from termwise.server.inference.base import Encoder, ExpansionConfig, Side
+from termwise.server.inference.base import Encoder, ExpansionConfig, Side, TokenizedText
 from termwise.server.inference.batcher import Batcher
 from termwise.server.inference.loader import inspect_model, load_encoder
+from termwise.server.inference.static import StaticEncoder, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -360,3 +364,78 @@ def test_unknown_calls_of_the_tokenizer_are_refused(folder: Path) -> None:
     edit(file, processing_kwargs={"text": {"add_special_tokens": False}})
     with pytest.raises(FailedPreconditionError, match=r'sentence_bert_config.json calls the tokenizer with "add_sp'):
         inspect_model(folder, CONFIG)
+
+
+# --- whatever the files hold
+
+_SOME = st.sampled_from(
+    [
+        "",
+        "query",
+        "text",
+        "query_0_SparseStaticEmbedding",
+        "document_0_Transformer",
+        "..",
+        "a\x00b",
+        "sentence_transformers.models.Router",
+        "sentence_transformers.models.Transformer",
+        "sentence_transformers.models.SpladePooling",
+    ]
+)
+_VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | _SOME
+_JSON = st.recursive(_VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_SOME, inner, max_size=3))
+
+
+@given(
+    name=st.sampled_from(
+        [
+            "modules.json",
+            "router_config.json",
+            "config_sentence_transformers.json",
+            "document_0_Transformer/config.json",
+            "document_0_Transformer/sentence_bert_config.json",
+            "document_0_Transformer/tokenizer_config.json",
+            "document_1_SpladePooling/config.json",
+            "query_0_SparseStaticEmbedding/config.json",
+            "query_0_SparseStaticEmbedding/tokenizer_config.json",
+        ]
+    ),
+    value=_JSON,
+    data=st.data(),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_file_holds_is_read_or_refused(
+    saved: Path, tmp_path: Path, name: str, value: Any, data: st.DataObject
+) -> None:
+    folder = tmp_path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(saved, folder)
+    content = json.loads((folder / name).read_text())
+    if isinstance(content, dict) and content:
+        # Deep enough to be read at all: one value of what was right.
+        content[data.draw(st.sampled_from(sorted(content)))] = value
+    else:
+        content = value
+    (folder / name).write_text(json.dumps(content))
+    try:
+        facts = inspect_model(folder, CONFIG)
+    except FailedPreconditionError as error:
+        assert error.message.endswith(".")  # noqa: PT017
+    else:
+        assert facts.vocabulary_size == 40
+
+
+@given(texts=st.lists(st.lists(st.integers(0, 39), max_size=30), max_size=5), limit=st.integers(0, 6))
+def test_a_table_gives_each_distinct_token_its_weight(table: torch.Tensor, texts: list[list[int]], limit: int) -> None:
+    strings = [f"t{number % 7}{number}" for number in range(40)]
+    weights = table.numpy().round(1)  # so that some are equal
+    tokenizer = SimpleNamespace(vocabulary=strings)
+    config = ExpansionConfig(query_max_terms=limit, min_weight=0.5)
+    encoder = StaticEncoder(Table(weights, tokenizer), config, dict.fromkeys(Side, ""))  # type: ignore[arg-type]
+    expansions = encoder.encode([TokenizedText(text) for text in texts], Side.QUERY)
+    for text, expansion in zip(texts, expansions, strict=True):
+        expected = sorted((-weights[number], strings[number]) for number in set(text) if weights[number] >= 0.5)
+        expected = expected[: limit or None]
+        assert list(zip((-expansion.weights).tolist(), expansion.tokens, strict=True)) == expected
+        assert [strings[number] for number in expansion.token_ids] == list(expansion.tokens)
+        assert expansion.token_count == len(text)

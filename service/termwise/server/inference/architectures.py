@@ -102,12 +102,18 @@ def packed_architecture(config: Mapping[str, Any]) -> Architecture | None:
 
     It knows the names that config.json states, or the kind where it states none, and the activation.
     """
-    names = [str(name) for name in config.get("architectures") or [_KINDS.get(str(config.get("model_type")))]]
+    names = architecture_names(config) or [_KINDS.get(str(config.get("model_type")), "")]
     found = next((ARCHITECTURES[name] for name in names if name in ARCHITECTURES), None)
     if found is None:
         return None
     activation = config.get(found.dimensions["activation"], found.defaults.get("activation"))
-    return found if activation in ACTIVATIONS else None
+    return found if str(activation) in ACTIVATIONS else None
+
+
+def architecture_names(config: Mapping[str, Any]) -> list[str]:
+    """Give the architectures that a config.json names."""
+    stated = config.get("architectures")
+    return [str(name) for name in stated] if isinstance(stated, list) else []
 
 
 def find_architecture(config: Mapping[str, Any]) -> Architecture:
@@ -117,7 +123,7 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture:
         FailedPreconditionError: it names none, or one that is not supported.
 
     """
-    names = [str(name) for name in config.get("architectures") or []]
+    names = architecture_names(config)
     for name in names:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
@@ -164,7 +170,7 @@ def _read_figures(architecture: Architecture, config: Mapping[str, Any]) -> dict
     for name, key in architecture.dimensions.items():
         value = figures.get(name)
         if name == "activation":
-            if value not in ACTIVATIONS:
+            if str(value) not in ACTIVATIONS:
                 raise _broken(f'its activation "{value}" is not supported; supported are {", ".join(ACTIVATIONS)}')
         elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise _broken(f'"{key}" is missing or not a positive number')

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from termwise.server.errors import FailedPreconditionError
-from termwise.server.inference.architectures import ARCHITECTURES, MOST_LAYERS, MOST_TOKENS
+from termwise.server.inference.architectures import ARCHITECTURES, MOST_LAYERS, MOST_TOKENS, architecture_names
 from termwise.server.inference.files import find_tokenizer, find_weights, read_json, read_shapes, total_size, unusable
 from termwise.server.inference.importing import import_transformers
 from termwise.server.inference.layouts import SpecialTokens
@@ -93,7 +93,7 @@ def open_plain(path: Path, config: dict[str, Any]) -> PlainFolder:
         raise unusable(f"none of its tensors has {vocabulary} rows, the vocabulary of config.json")
     settings_file = path / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.is_file() else {}
-    files: tuple[str, ...] = ("vocab.txt",) if settings.get("tokenizer_class") in _WORD_PIECES else ()
+    files: tuple[str, ...] = ("vocab.txt",) if str(settings.get("tokenizer_class")) in _WORD_PIECES else ()
     special = SpecialTokens()
     if name in ARCHITECTURES:  # the fast path lacks something else
         files, special = ARCHITECTURES[name].vocabulary_files, ARCHITECTURES[name].special
@@ -115,7 +115,7 @@ def open_plain(path: Path, config: dict[str, Any]) -> PlainFolder:
 def _model_class(config: Mapping[str, Any]) -> str:
     """Give the class by which transformers runs the model with a masked-token head."""
     kind = config.get("model_type")
-    stated = [str(each) for each in config.get("architectures") or []]
+    stated = architecture_names(config)
     wanted = ", ".join(stated) or f'model type "{kind}"'
     if not isinstance(kind, str):
         raise _unsupported(wanted, 'config.json has no "model_type"')
@@ -169,7 +169,7 @@ def _longest(config: Mapping[str, Any]) -> int:
         positions = config.get(key)
         if isinstance(positions, int) and positions > 0:
             padding = config.get("pad_token_id")
-            offset = (padding if isinstance(padding, int) else 1) + 1 if config.get("model_type") in _OFFSET else 0
+            offset = (padding if isinstance(padding, int) else 1) + 1 if str(config.get("model_type")) in _OFFSET else 0
             if positions <= offset:
                 raise _broken(f'"{key}" leaves no room for a text')
             return positions - offset
