@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,6 +138,16 @@ def test_logits_that_cannot_be_cut_and_are_too_many_are_refused(
     with pytest.raises(FailedPreconditionError, match="set a smaller max_tokens"):
         load_encoder(make("MobileBert"), CONFIG)
     assert load_encoder(make("MobileBert"), ExpansionConfig(max_tokens=30)).engine == "transformers"
+
+
+@pytest.mark.parametrize("kind", ["ModernBert", "DebertaV2"])
+def test_several_threads_share_one(make: Callable[[str], Path], kind: str) -> None:
+    encoder = load_encoder(make(kind), CONFIG)
+    batches = [[text] for text in TEXTS * 4] + [TEXTS[::-1], TEXTS * 2]
+    expected = [dense(encoder, batch) for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        for alone, together in zip(expected, threads.map(lambda batch: dense(encoder, batch), batches), strict=True):
+            np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
 def test_a_kept_verdict_is_believed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
