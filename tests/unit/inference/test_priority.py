@@ -176,7 +176,7 @@ async def test_low_work_ends_although_normal_work_comes_and_goes() -> None:
     processors=st.integers(1, 4),
     steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.floats(0, 0.05)), max_size=40),
 )
-def test_the_gate_is_free_once_processors_were_so_for_a_while(
+def test_the_gate_is_free_where_normal_work_left_processors_for_a_while(
     processors: int, steps: list[tuple[int, int, float]]
 ) -> None:
     now = 0.0
@@ -184,15 +184,29 @@ def test_the_gate_is_free_once_processors_were_so_for_a_while(
     threads = (1, 2, 1)
     members = [gate.join(number) for number in threads]
     low = gate.join(1, low_priority=True)
-    wanted = [0, 0, 0]
-    free_since: float | None = float("-inf")
+    wanted = [[(float("-inf"), 0)] for _ in members]
     for member, turns, seconds in steps:
         now += seconds
         members[member].want(turns)
-        wanted[member] = turns * threads[member]
-        if sum(wanted) >= processors:
-            free_since = None
-        elif free_since is None:
-            free_since = now
-        assert low.may_begin() == (free_since is not None and now - free_since >= QUIET_SECONDS)
+        wanted[member].append((now, turns * threads[member]))
         assert all(each.may_begin() for each in members)
+        at_least = sum(changes[-1][1] for changes in wanted)
+        at_most = sum(max(number for _, number in changes) for changes in wanted)
+        if at_least >= processors:
+            assert not low.may_begin()
+        if at_most < processors:
+            assert low.may_begin()
+        if any(lately(changes, now) >= processors for changes in wanted):
+            assert not low.may_begin()
+    now += QUIET_SECONDS * 1.01
+    assert low.may_begin() == (sum(changes[-1][1] for changes in wanted) < processors)
+    for each in members:
+        each.leave()
+    assert low.may_begin()
+
+
+def lately(changes: list[tuple[float, int]], now: float) -> int:
+    """Give the most that was wanted at any moment of the last while."""
+    ends = [at for at, _ in changes[1:]] + [now]
+    # A moment of rounding at the edge decides nothing.
+    return max(number for (_, number), end in zip(changes, ends, strict=True) if now - end < QUIET_SECONDS * 0.99)

@@ -84,21 +84,21 @@ def test_figures_are_those_of_a_slow_count(events: list[Event], rest: float) -> 
     happened = []
     for event in events:
         clock[0] += event.gap
-        statistics.add(Tally(answered=event.answered, hits=event.hits), event.seconds)
+        statistics.add(Tally(answered=event.answered, hits=event.hits), clock[0], event.seconds)
         happened.append((clock[0], event))
         assert statistics.read() == reference(happened, clock[0])
     assert statistics.read(clock[0] + rest) == reference(happened, clock[0] + rest)
 
 
 def test_nothing_is_counted_twice_and_arrivals_are_an_access() -> None:
-    statistics = Statistics(wall=lambda: 1_700_000_000.5)
+    statistics = Statistics(clock=lambda: 20.0, wall=lambda: 1_700_000_000.5)
     tally = Tally(arrivals=3, errors=2, timeouts=4, rejected=5)
-    statistics.add(tally)
-    statistics.add(tally)
+    statistics.add(tally, 10.0)
+    statistics.add(tally, 15.0)
 
     view = statistics.read()
     assert (view.arrivals, view.error_count, view.timeout_count, view.rejected_count) == (3, 2, 4, 5)
-    assert view.last_access == datetime(2023, 11, 14, 22, 13, 20, 500_000, UTC)
+    assert view.last_access == datetime(2023, 11, 14, 22, 13, 10, 500_000, UTC)
     assert Statistics().read() == StatisticsView()
 
 

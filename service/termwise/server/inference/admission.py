@@ -79,9 +79,15 @@ class Queue:
             self._refill()
             return True
         keys = [cache_key(text, call.side) for text in call.texts]
-        known = {key: found for key in set(keys) if (found := self._cache.get(key)) is not None}
-        new = sum(key not in known and key not in self._flying for key in set(keys))
-        if self.waiting + new > self.capacity:
+        known = {}
+        new = set()
+        for key in keys:
+            found = self._cache.get(key)
+            if found is not None:
+                known[key] = found
+            elif key not in self._flying:
+                new.add(key)
+        if self.waiting + len(new) > self.capacity:
             return False
         for key in keys:
             self._place(call, key, known.get(key))
@@ -109,8 +115,8 @@ class Queue:
             if call.side is not side:
                 others.append(lane)
                 continue
-            budget = self._take_turn(lane, side, jobs, budget, now)
-            if self._next_call(lane, now):
+            budget, rest = self._take_turn(lane, call, jobs, budget, now)
+            if rest:
                 self._give_turn(lane, again=budget <= 0 and lane.taken < _TURN)
         # The other side comes first next time.
         for lane in reversed(others):
@@ -253,29 +259,40 @@ class Queue:
                 return call
             call.in_lane = False
             lane.calls.popleft()
-        if self._lanes.get(lane.group) is lane:
-            del self._lanes[lane.group]
+        if lane.group:
+            self._lanes.pop(lane.group, None)
         return None
 
-    def _take_turn(self, lane: Lane, side: Side, jobs: list[Job], budget: int, now: float) -> int:
-        """Move jobs of a lane's calls of one side into a batch; gives what is left of the budget."""
-        while lane.taken < _TURN and budget > 0 and (call := self._next_call(lane, now)) and call.side is side:
-            while call.ready and lane.taken < _TURN and budget > 0:
-                job = call.ready.popleft()
+    def _take_turn(self, lane: Lane, call: Call, jobs: list[Job], budget: int, now: float) -> tuple[int, bool]:
+        """Move jobs of a lane's calls, `call` and others of its side, into a batch.
+
+        Gives what is left of the budget, and whether there is more in the lane.
+        """
+        side = call.side
+        rest: Call | None = call
+        while rest and rest.side is side and lane.taken < _TURN and budget > 0:
+            ready = rest.ready
+            while ready and lane.taken < _TURN and budget > 0:
+                job = ready.popleft()
                 if job.state is JobState.WAITING:
                     jobs.append(job)
                     self._count(job, -1)
                     job.state = JobState.TAKEN
                     lane.taken += 1
                     budget -= job.tokens
-        return budget
+            rest = self._next_call(lane, now)
+        return budget, rest is not None
 
     def _make_ready(self, call: Call, job: Job) -> None:
         """Let a call's turns take a job."""
         call.ready.append(job)
         if not call.in_lane:
             call.in_lane = True
-            lane = self._lanes.setdefault(call.group, Lane(call.group)) if call.group else Lane("")
+            lane = self._lanes.get(call.group)
+            if lane is None:
+                lane = Lane(call.group)
+                if call.group:
+                    self._lanes[call.group] = lane
             lane.calls.append(call)
             self._give_turn(lane)
 

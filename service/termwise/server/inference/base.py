@@ -23,6 +23,9 @@ NO_TURN: Final[AbstractContextManager[None]] = nullcontext()
 class Side(Enum):
     """Which side of an encoder reads a text; the two may differ."""
 
+    # Sides are in the key of every text that is looked up, and Enum's own hash is a function in Python.
+    __hash__ = object.__hash__
+
     DOCUMENT = "document"
     QUERY = "query"
 

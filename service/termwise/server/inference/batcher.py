@@ -174,14 +174,16 @@ class Batcher:
             if self._feeder.closing:
                 raise self._broken or refusals.closing()
             if not self._queue.admit(call):
-                self._count(rejected=len(texts))
+                self._queue.tally.rejected += len(texts)
+                self._statistics.add(self._queue.tally, now)
                 seconds = (self._queue.waiting + len(texts)) * self._seconds_a_text / self._crew.size
                 raise refusals.full(self._queue.waiting, self._queue.capacity, seconds)
             self._loop = loop
             finished = self._queue.take_finished()
-            self._count()
+            self._statistics.add(self._queue.tally, now)
             self._feeder.call()
-        settle(finished, {})
+        if finished:
+            settle(finished, {})
         timer = None
         if deadline is not None and not call.future.done():
             timer = loop.call_later(deadline - now, _expire, call.future)
@@ -209,6 +211,7 @@ class Batcher:
             for thread in threads:
                 await asyncio.to_thread(thread.join)
         with self._lock:
+            self._feeder.leave()
             left = self._queue.all_calls()
         self._leave(left)  # there never was a worker
         settle([], dict.fromkeys(left, refusals.closing()))
@@ -220,7 +223,8 @@ class Batcher:
             raise refusals.too_many(len(texts), self._queue.capacity)
         if deadline is not None and now >= deadline:
             with self._lock:
-                self._count(timeouts=len(texts))
+                self._queue.tally.timeouts += len(texts)
+                self._statistics.add(self._queue.tally, now)
             raise refusals.late()
 
     def _leave(self, calls: Iterable[Call]) -> None:
@@ -229,20 +233,13 @@ class Batcher:
             now = time.monotonic()
             for call in calls:
                 # One that is cancelled at its deadline comes too late as well.
-                late = call.deadline is not None and now >= call.deadline - _AT_DEADLINE
-                self._count(timeouts=call.left * late)
+                if call.deadline is not None and now >= call.deadline - _AT_DEADLINE:
+                    self._queue.tally.timeouts += call.left
                 self._queue.end(call, now)
             finished = self._queue.take_finished()
-            self._count()
+            self._statistics.add(self._queue.tally, now)
             self._feeder.call()
         settle(finished, {})
-
-    def _count(self, seconds: float = 0.0, *, rejected: int = 0, timeouts: int = 0) -> None:
-        """Hand over what happened to the queue's texts, and the model's seconds. Under the lock."""
-        tally = self._queue.tally
-        tally.rejected += rejected
-        tally.timeouts += timeouts
-        self._statistics.add(tally, seconds)
 
     # From here on: the workers' threads.
 
@@ -281,7 +278,7 @@ class Batcher:
         with self._lock:
             for job, expansion in answers:
                 self._queue.complete(job, expansion, taken + turn.waited, cut - taken, done - cut - turn.waited)
-            self._count(turn.held)
+            self._statistics.add(self._queue.tally, done, turn.held)
             self._crew.praise()
             self._deliver()
 
@@ -292,9 +289,10 @@ class Batcher:
         self._tell([], failed)
         for job in failures:
             self._queue.fail(job, refused=refused)
+        now = time.monotonic()
         for call in failed:
-            self._queue.end(call, time.monotonic())
-        self._count(seconds)
+            self._queue.end(call, now)
+        self._statistics.add(self._queue.tally, now, seconds)
         self._deliver()
         self._feeder.call()
 

@@ -44,7 +44,7 @@ class Call:
     over: bool = False
     in_lane: bool = False
     ready: deque[Job] = field(default_factory=deque)
-    timings: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    timings: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         """Begin with no text answered."""
@@ -57,7 +57,8 @@ class Call:
 
     def spend(self, queue: float, tokenize: float, inference: float) -> None:
         """Note where the time of some of the texts went; the longest counts."""
-        self.timings = [max(pair) for pair in zip(self.timings, (queue, tokenize, inference), strict=True)]
+        before = self.timings
+        self.timings = (max(before[0], queue), max(before[1], tokenize), max(before[2], inference))
 
     def answer(self) -> tuple[list[Expansion], InferenceTimings]:
         """Give the expansions of a call that is done."""
@@ -87,7 +88,7 @@ class JobState(Enum):
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One run of the model for a text, whoever waits for it: calls, and the text's positions in them.
+    """One run of the model for a text, of about `tokens`, whoever waits: calls, and the text's positions in them.
 
     Whoever asks for an equal text while the job is WAITING or TAKEN joins those who wait.
     """
@@ -97,16 +98,16 @@ class Job:
     patient: bool
     waiters: list[tuple[Call, int]] = field(default_factory=list)
     state: JobState = JobState.WAITING
+    tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Guess the text's length."""
+        self.tokens = min(len(self.text) // _CHARACTERS_A_TOKEN + 2, _LONGEST_TEXT)
 
     @property
     def side(self) -> Side:
         """The side that reads the text."""
         return self.key[0]
-
-    @property
-    def tokens(self) -> int:
-        """A guess of the text's length."""
-        return min(len(self.text) // _CHARACTERS_A_TOKEN + 2, _LONGEST_TEXT)
 
     def callers(self) -> list[Call]:
         """Give the calls that wait for it, one twice that has the text twice."""

@@ -71,6 +71,9 @@ class Feeder:
     def call(self) -> None:
         """Wake a worker where there is something for it; all of them where the batcher closes. Under the lock."""
         self._tell_gate()
+        self._wake()
+
+    def _wake(self) -> None:
         if self.closing:
             self._texts.notify_all()
             self._batches.notify_all()
@@ -95,7 +98,7 @@ class Feeder:
                         self._wait(self._texts)
                 finally:
                     self._idle -= 1
-            self.call()  # there may be more than this batch, or the others may end too
+            self._wake()  # there may be more than this batch, or the others may end too
             return worker.turn
 
     def take(self, worker: Worker) -> bool:
@@ -119,6 +122,10 @@ class Feeder:
 
     def _wait(self, condition: threading.Condition) -> None:
         condition.wait(self._standing.patience if self._queue.waiting else None)
+
+    def leave(self) -> None:
+        """Count no more among the batchers of the server."""
+        self._standing.leave()
 
     def _tell_gate(self) -> None:
         """Say how many turns would compute now if they could: all, where texts wait."""

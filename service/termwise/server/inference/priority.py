@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 QUIET_SECONDS = 0.02
-"""How long processors must have been free of normal work before low work begins.
+"""How long normal work must not have wanted a processor before low work gets it.
 
 Callers who ask again as soon as they are answered leave a gap of some milliseconds after each batch, which is no idle
 time.
@@ -30,27 +30,27 @@ class PriorityGate:
         self._processors = processors or _usable_processors()
         self._clock = clock
         self._lock = threading.Lock()
-        self._wanted = 0
-        # Since when processors are free; None while they are not. At first they have been so for long.
-        self._free_since: float | None = float("-inf")
+        self._normal: list[_Normal] = []
 
     def join(self, threads: int, *, low_priority: bool = False) -> Standing:
         """Give a batcher its standing; each of its turns computes with `threads` threads."""
-        return _Low(self) if low_priority else _Normal(self, threads)
+        if low_priority:
+            return _Low(self)
+        standing = _Normal(self, threads, self._clock)
+        with self._lock:
+            self._normal.append(standing)
+        return standing
+
+    def drop(self, standing: Standing) -> None:
+        """Forget a batcher that is closed."""
+        with self._lock:
+            self._normal = [each for each in self._normal if each is not standing]
 
     def is_free(self) -> bool:
         """Whether low work may begin now."""
-        since = self._free_since
-        return since is not None and self._clock() - since >= QUIET_SECONDS
-
-    def change(self, by: int) -> None:
-        """Note that normal work wants `by` threads more than it did; fewer where negative."""
+        now = self._clock()
         with self._lock:
-            self._wanted += by
-            if self._wanted >= self._processors:
-                self._free_since = None
-            elif self._free_since is None:
-                self._free_since = self._clock()
+            return sum(each.threads_wanted(now) for each in self._normal) < self._processors
 
 
 class Standing:
@@ -66,19 +66,37 @@ class Standing:
     def want(self, turns: int) -> None:
         """Say how many turns would compute now if they could."""
 
+    def leave(self) -> None:
+        """Want nothing from now on."""
+
 
 class _Normal(Standing):
     """Tells what it wants."""
 
-    def __init__(self, gate: PriorityGate, threads: int) -> None:
+    def __init__(self, gate: PriorityGate, threads: int, clock: Callable[[], float]) -> None:
         self._gate = gate
         self._threads = threads
+        self._clock = clock
         self._turns = 0
+        # The most that it wanted of late, and when it last came to want less.
+        self._before = 0
+        self._less_since = float("-inf")
 
     def want(self, turns: int) -> None:
-        if turns != self._turns:
-            self._gate.change((turns - self._turns) * self._threads)
-            self._turns = turns
+        if turns < self._turns:
+            now = self._clock()
+            recent = now - self._less_since < QUIET_SECONDS
+            self._before = max(self._turns, self._before) if recent else self._turns
+            self._less_since = now
+        self._turns = turns
+
+    def threads_wanted(self, now: float) -> int:
+        """Give the threads that it wants, or wanted a moment ago."""
+        recent = now - self._less_since < QUIET_SECONDS
+        return self._threads * (max(self._turns, self._before) if recent else self._turns)
+
+    def leave(self) -> None:
+        self._gate.drop(self)
 
 
 class _Low(Standing):

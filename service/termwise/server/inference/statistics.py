@@ -37,10 +37,6 @@ class Tally:
     timeouts: int = 0
     rejected: int = 0
 
-    def clear(self) -> None:
-        """Begin anew."""
-        self.arrivals = self.answered = self.hits = self.errors = self.timeouts = self.rejected = 0
-
 
 @dataclass(frozen=True, slots=True)
 class StatisticsView:
@@ -99,30 +95,35 @@ class Statistics:
         self._last_access: float | None = None
         # The seconds of the last minute in which anything was answered, and how much it was together.
         self._minute: deque[_Second] = deque()
+        self._newest = _Second(-1)
         self._throughput = self._peak = 0
 
-    def add(self, tally: Tally, seconds: float = 0.0) -> None:
-        """Count what happened, and clear the tally. `seconds` is the model's time for it."""
+    def add(self, tally: Tally, now: float, seconds: float = 0.0) -> None:
+        """Count what happened at `now`, by the clock, and clear the tally. `seconds` is the model's time for it."""
         with self._lock:
             total = self._total
+            self._busy_seconds += seconds
             if tally.arrivals:
                 total.arrivals += tally.arrivals
-                self._last_access = self._wall()
-            total.errors += tally.errors
-            total.timeouts += tally.timeouts
-            total.rejected += tally.rejected
-            self._busy_seconds += seconds
+                tally.arrivals = 0
+                self._last_access = now
             if tally.answered:
                 total.answered += tally.answered
                 total.hits += tally.hits
                 self._answer_seconds += seconds
-                self._add_second(tally, seconds)
-        tally.clear()
+                self._add_second(tally, now, seconds)
+                tally.answered = tally.hits = 0
+            if tally.errors or tally.timeouts or tally.rejected:
+                total.errors += tally.errors
+                total.timeouts += tally.timeouts
+                total.rejected += tally.rejected
+                tally.errors = tally.timeouts = tally.rejected = 0
 
     def read(self, now: float | None = None) -> StatisticsView:
         """Give the figures at `now`, by the clock; None: as it stands."""
+        now = self._clock() if now is None else now
         with self._lock:
-            self._forget(int(self._clock() if now is None else now))
+            self._forget(int(now))
             total = self._total
             return StatisticsView(
                 inference_count=total.answered,
@@ -140,22 +141,27 @@ class Statistics:
                 ),
                 throughput_last_minute=self._throughput,
                 peak_throughput_per_minute=self._peak,
-                last_access=None if self._last_access is None else datetime.fromtimestamp(self._last_access, UTC),
+                last_access=self._on_the_wall(self._last_access),
                 arrivals=total.arrivals,
                 busy_seconds=self._busy_seconds,
             )
 
-    def _add_second(self, tally: Tally, seconds: float) -> None:
-        number = int(self._clock())
-        self._forget(number)
-        if not self._minute or self._minute[-1].number < number:
-            self._minute.append(_Second(number))
-        second = self._minute[-1]
-        second.answered += tally.answered
-        second.hits += tally.hits
-        second.seconds += seconds
+    def _add_second(self, tally: Tally, now: float, seconds: float) -> None:
+        # One that tells it late, by another thread, counts in the newest second.
+        if now >= self._newest.number + 1 or not self._minute:
+            number = int(now)
+            self._forget(number)
+            self._newest = _Second(number)
+            self._minute.append(self._newest)
+        newest = self._newest
+        newest.answered += tally.answered
+        newest.hits += tally.hits
+        newest.seconds += seconds
         self._throughput += tally.answered
         self._peak = max(self._peak, self._throughput)
+
+    def _on_the_wall(self, moment: float | None) -> datetime | None:
+        return None if moment is None else datetime.fromtimestamp(self._wall() - (self._clock() - moment), UTC)
 
     def _forget(self, number: int) -> None:
         """Drop the seconds that lie a minute before one."""

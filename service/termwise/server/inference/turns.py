@@ -73,7 +73,8 @@ class Turn:
         self.held = 0.0
         self.waited = 0.0
         self._turns = turns
-        self._came = threading.Condition(turns.lock)
+        # Where its thread waits, once it does.
+        self._came: threading.Condition | None = None
         self._in_line = True
         self._since = 0.0
 
@@ -81,7 +82,8 @@ class Turn:
         """Let its thread compute from now on. Under the lock; the line says when."""
         self.taken = True
         self._since = time.monotonic()
-        self._came.notify()
+        if self._came is not None:
+            self._came.notify()
 
     def take(self) -> None:
         """Wait until it is this thread's turn; nothing where it is already."""
@@ -92,7 +94,9 @@ class Turn:
             if not self._in_line:
                 self._in_line = True
                 self._turns.join(self)
-            self._came.wait_for(lambda: self.taken)
+            if not self.taken:
+                self._came = self._came or threading.Condition(self._turns.lock)
+                self._came.wait_for(lambda: self.taken)
         self.waited += time.monotonic() - start
 
     def give_back(self) -> None:
