@@ -130,18 +130,20 @@ class Service:
         stack.callback(stores.close)
         indices = Indices(metadata, stores.get, default_backend=settings.storage, volatile_backends=_VOLATILE)
         stack.push_async_callback(indices.close)
+
+        async def references(name: str) -> Sequence[str]:
+            users: Sequence[str] = await pipelines.references_to_deployment(name)
+            return [*users, *await indices.references_to_deployment(name)]
+
         catalog = ModelCatalog(
             metadata,
             folder.models,
             repositories=[PyPIRepository(), HuggingFaceRepository(), FileRepository()],
             inspect=inspect_model,
+            references=references,
+            downloads_at_once=settings.model_downloads_at_once,
         )
         stack.push_async_callback(catalog.close)
-
-        async def references(deployment_id: str) -> list[str]:
-            users: Sequence[str] = await pipelines.references_to_deployment(deployment_id)
-            return [*users, *await indices.references_to_deployment(deployment_id)]
-
         load = partial(_load, cache=folder.cache, device=settings.device)
         deployments = Deployments(metadata, catalog, load=load, references=references, precision=settings.precision)
         stack.push_async_callback(deployments.close)

@@ -21,7 +21,7 @@ from termwise.server.inference.loader import ModelFacts
 from termwise.server.metadata.store import MetadataStore
 from termwise.server.models.catalog import ModelCatalog
 from termwise.server.models.deployments import Deployments
-from termwise.server.models.packaged import PACKAGED
+from termwise.server.models.packaged import PACKAGED, BuiltInPackages
 from termwise.server.models.repositories.file import FileRepository
 from termwise.server.models.repositories.pypi import PyPIRepository
 
@@ -119,7 +119,7 @@ async def live(store: MetadataStore, models: Path) -> AsyncIterator[Callable[...
             models,
             repositories=[PyPIRepository(), FileRepository(), repository],
             inspect=facts,
-            packaged=packaged,
+            packages=BuiltInPackages(packaged),
         )
         health: list[tuple[str, bool]] = []
         encoders: list[FakeEncoder] = []

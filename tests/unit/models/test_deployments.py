@@ -330,7 +330,7 @@ async def test_a_model_that_is_put_anew_gets_its_own_encoder(ready: Any, source:
 
 async def test_a_model_in_use_cannot_be_deleted(ready: Any) -> None:
     await ready.deployments.start(CONTEXT, NewDeployment("mine", "for_search"))
-    with pytest.raises(FailedPreconditionError, match='run by deployment "for_search"'):
+    with pytest.raises(FailedPreconditionError, match='used by deployment "for_search"; stop it first'):
         await ready.catalog.delete("mine")
     await ready.deployments.stop(CONTEXT, "for_search")
     await ready.catalog.delete("mine")

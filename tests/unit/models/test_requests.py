@@ -10,10 +10,25 @@ from hypothesis import strategies as st
 from termwise.server.errors import InvalidArgumentError, NotFoundError
 from termwise.server.inference.base import ExpansionConfig
 from termwise.server.models.packaged import PACKAGED
-from termwise.server.models.requests import NewDeployment, NewModel, check_config, check_deployment, check_model
+from termwise.server.models.requests import (
+    AdaptiveAllocations,
+    NewDeployment,
+    NewModel,
+    check_config,
+    check_deployment,
+    check_model,
+    check_package,
+    unknown_packaged,
+)
 
 GOOD = NewModel("mine", "file:///folder")
 CONFIG = "inference_config.text_expansion"
+
+
+def check(model: NewModel) -> None:
+    check_model(model)
+    if model.model_id in PACKAGED:
+        check_package(model, PACKAGED[model.model_id])
 
 
 @pytest.mark.parametrize(
@@ -23,7 +38,6 @@ CONFIG = "inference_config.text_expansion"
         ({"model_id": "Mine"}, "model_id"),
         ({"model_id": "a" * 256}, "model_id"),
         ({"model_id": ".."}, "model_id"),
-        ({"source_uri": ""}, "source_uri"),
         ({"sha256": "abc"}, "sha256"),
         ({"sha256": "g" * 64}, "sha256"),
         ({"description": "x" * 4_097}, "description"),
@@ -50,7 +64,7 @@ CONFIG = "inference_config.text_expansion"
 )
 def test_a_bad_field_of_a_model_is_named(change: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        check_model(dataclasses.replace(GOOD, **change), PACKAGED)  # type: ignore[arg-type]
+        check(dataclasses.replace(GOOD, **change))  # type: ignore[arg-type]
     assert caught.value.violations[0].field == field
 
 
@@ -65,12 +79,12 @@ def test_a_bad_field_of_a_model_is_named(change: dict[str, object], field: str) 
     ],
 )
 def test_a_good_model_passes(model: NewModel) -> None:
-    check_model(model, PACKAGED)
+    check(model)
 
 
 def test_an_unknown_packaged_model_is_not_found_and_the_known_are_named() -> None:
     with pytest.raises(NotFoundError, match=r'did you mean "\.splade_tiny"\?.*begin with a dot: \.splade_tiny'):
-        check_model(NewModel(".splade_tinny"), PACKAGED)
+        raise unknown_packaged(".splade_tinny", PACKAGED)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +93,14 @@ def test_an_unknown_packaged_model_is_not_found_and_the_known_are_named() -> Non
         ({"model_id": ""}, "model_id"),
         ({"deployment_id": "For Search"}, "deployment_id"),
         ({"number_of_allocations": 0}, "number_of_allocations"),
-        ({"number_of_allocations": 65}, "number_of_allocations"),
+        ({"number_of_allocations": 2, "adaptive": AdaptiveAllocations()}, "number_of_allocations"),
+        ({"adaptive": AdaptiveAllocations(-1)}, "adaptive_allocations.min_number_of_allocations"),
+        ({"adaptive": AdaptiveAllocations(3, 2)}, "adaptive_allocations.max_number_of_allocations"),
+        ({"adaptive": AdaptiveAllocations(0, 0)}, "adaptive_allocations.max_number_of_allocations"),
+        ({"priority": "high"}, "priority"),
+        ({"priority": "low", "number_of_allocations": 2}, "number_of_allocations"),
+        ({"priority": "low", "threads_per_allocation": 2}, "threads_per_allocation"),
+        ({"priority": "low", "adaptive": AdaptiveAllocations()}, "adaptive_allocations"),
         ({"threads_per_allocation": -1}, "threads_per_allocation"),
         ({"queue_capacity": 0}, "queue_capacity"),
         ({"queue_capacity": 100_000}, "queue_capacity"),

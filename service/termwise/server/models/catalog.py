@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -21,21 +21,28 @@ from termwise.server.errors import (
 )
 from termwise.server.metadata.records import ModelRecord, ModelState
 from termwise.server.models import artifacts
-from termwise.server.models.downloads import Downloads
-from termwise.server.models.packaged import PACKAGED
-from termwise.server.models.requests import ModelWait, check_model
+from termwise.server.models.aliases import Aliases, References, nobody, some
+from termwise.server.models.downloads import AT_ONCE, Downloads
+from termwise.server.models.packaged import PACKAGED, BuiltInPackages
+from termwise.server.models.patterns import Patterns
+from termwise.server.models.requests import ModelWait, check_model, check_package, unknown_packaged
+from termwise.server.models.uploads import Uploads
 from termwise.server.models.waiting import Steps, within
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
 
     from termwise.server.context import RequestContext
     from termwise.server.metadata.store import MetadataStore
     from termwise.server.models.downloads import Download, Inspect
-    from termwise.server.models.packaged import PackagedModel
+    from termwise.server.models.held import UploadedFile
+    from termwise.server.models.packaged import PackagedModel, PackageIndex
     from termwise.server.models.repositories.base import Repository
     from termwise.server.models.requests import NewModel
+    from termwise.server.models.uploads import UploadPart
+
+_BUILT_IN: Final = BuiltInPackages(PACKAGED)
 
 _log = structlog.get_logger(__name__)
 
@@ -52,10 +59,15 @@ class DownloadProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
-    """A model as it stands. `download` is None where it was never begun in this server's life, nor is it READY."""
+    """A model as it stands. `download` is None where it was never begun in this server's life, nor is it READY.
+
+    `uploads` are the files of an upload that goes on.
+    """
 
     record: ModelRecord
     download: DownloadProgress | None
+    aliases: tuple[str, ...] = ()
+    uploads: tuple[UploadedFile, ...] = ()
 
 
 class ModelCatalog:
@@ -71,14 +83,18 @@ class ModelCatalog:
         *,
         repositories: Iterable[Repository],
         inspect: Inspect,
-        packaged: Mapping[str, PackagedModel] = PACKAGED,
+        packages: PackageIndex = _BUILT_IN,
+        references: References = nobody,
+        downloads_at_once: int = AT_ONCE,
     ) -> None:
         """Take the folder of models, which is there; `inspect` is `inference.loader.inspect_model`."""
         self.names = asyncio.Lock()
         self._store = store
         self._folder = folder
         self._repositories = {repository.scheme: repository for repository in repositories}
-        self._packaged = packaged
+        self._packages = packages
+        self._references = references
+        self.aliases = Aliases(store, self.names, references, reserved=packages.built_in)
         self._steps = Steps()
         self._deleting: set[str] = set()
         self._downloads = Downloads(
@@ -86,10 +102,12 @@ class ModelCatalog:
             folder,
             repositories=self._repositories,
             inspect=inspect,
-            packaged=packaged,
+            packaged=packages.built_in,
             names=self.names,
             on_ready=self._tell_ready,
+            at_once=downloads_at_once,
         )
+        self._uploads = Uploads(store, folder, inspect=inspect, names=self.names, on_ready=self._tell_ready)
         self._listeners: list[Callable[[str], None]] = []
 
     def when_ready(self, tell: Callable[[str], None]) -> None:
@@ -105,111 +123,190 @@ class ModelCatalog:
         return self._folder / model_id
 
     async def put(self, context: RequestContext, model: NewModel, wait: ModelWait = ModelWait.STORED) -> TrainedModel:
-        """Store a model and start its download; READY waits for the download's end, well or not.
+        """Store a model and start its download, where it has a source; READY waits for the download's end, well or not.
 
         Raises:
             InvalidArgumentError: a field breaks a rule; it is named.
             NotFoundError: the id begins with a dot and is no packaged model's.
-            AlreadyExistsError: a model or a deployment of that id exists.
+            AlreadyExistsError: a model, an alias or a deployment of that id exists.
+            UnavailableError: the model repository cannot be reached.
+            FailedPreconditionError: the model's package cannot be used, or is another platform's.
             DeadlineExceededError: the deadline passed while waiting; the model is stored and its download goes on.
 
         """
-        check_model(model, self._packaged)
-        record = self._record(model)
+        check_model(model)
+        await self._check_free(model.model_id)
+        package = await self._find_package(context, model)
+        record = self._record(model, package)
         download = await self._steps.run(self._insert(record))
-        if wait is ModelWait.READY:
+        if wait is ModelWait.READY and download is not None:
             message = f'Model "{model.model_id}" is stored and still downloading; follow it with DownloadTrainedModel.'
             await within(context, download.ended(), message)
-        return self._view(await self._require(model.model_id))
+        return await self._view(await self._require(model.model_id))
 
-    def _record(self, model: NewModel) -> ModelRecord:
-        known = self._packaged.get(model.model_id)
-        source_uri = known.source_uri if known else model.source_uri
-        repository = self._repositories.get(source_uri.partition("://")[0])
-        if repository is None:
-            kinds = " or ".join(f"{scheme}://" for scheme in sorted(self._repositories))
-            raise invalid_field("source_uri", f"Its kind is unknown; give {kinds}.")
-        repository.check(source_uri)
+    async def _find_package(self, context: RequestContext, model: NewModel) -> PackagedModel | None:
+        """Look a packaged model up, which may take a look into the model repository."""
+        if not model.model_id.startswith("."):
+            return None
+        looking = asyncio.to_thread(self._packages.find, model.model_id)
+        package = await within(context, looking, "The model repository did not answer in time; nothing was stored.")
+        if package is None:
+            raise unknown_packaged(model.model_id, self._packages.built_in)
+        check_package(model, package)
+        if package.metadata is not None:
+            package.metadata.check_platform()
+        return package
+
+    def _record(self, model: NewModel, package: PackagedModel | None) -> ModelRecord:
+        source_uri = package.source_uri if package else model.source_uri
+        if source_uri:
+            repository = self._repositories.get(source_uri.partition("://")[0])
+            if repository is None:
+                kinds = " or ".join(f"{scheme}://" for scheme in sorted(self._repositories))
+                raise invalid_field("source_uri", f"Its kind is unknown; give {kinds}.")
+            repository.check(source_uri)
+        metadata = package.metadata if package else None
         return ModelRecord(
             model_id=model.model_id,
-            state=ModelState.DOWNLOADING,
+            state=ModelState.DOWNLOADING if source_uri else ModelState.DEFINED,
             source_uri=source_uri,
             create_time=datetime.now(UTC),
-            sha256=known.sha256 if known else model.sha256.lower(),
-            description=model.description or (known.description if known else ""),
-            tags=model.tags or (known.tags if known else ()),
-            config=dataclasses.asdict(model.config),
+            sha256=package.sha256 if package else model.sha256.lower(),
+            description=model.description or (package.description if package else ""),
+            tags=model.tags or (package.tags if package else ()),
+            config=dataclasses.asdict(metadata.expansion(model.config) if metadata else model.config),
             metadata=dict(model.metadata),
+            package=dict(metadata.raw) if metadata else None,
         )
 
-    async def _insert(self, record: ModelRecord) -> Download:
-        model_id = record.model_id
+    async def _check_free(self, model_id: str) -> None:
+        """Refuse an id that a model, an alias or a deployment has."""
+        if await asyncio.to_thread(self._store.get_model, model_id) is not None:
+            raise already_exists("model", model_id, hint="Delete it first, or choose another id.")
+        if model_id in self.aliases:
+            raise AlreadyExistsError(
+                f'"{model_id}" is an alias of model "{self.aliases.model_of(model_id)}", and a model may not have its '
+                "name; choose another.",
+                reason="ALIAS_ALREADY_EXISTS",
+                metadata={"alias": model_id},
+                resource=Resource("alias", model_id),
+            )
+        if await asyncio.to_thread(self._store.get_deployment, model_id) is not None:
+            raise AlreadyExistsError(
+                f'A deployment "{model_id}" exists, and a model may not have its id; choose another.',
+                reason="DEPLOYMENT_ALREADY_EXISTS",
+                metadata={"deployment": model_id},
+                resource=Resource("deployment", model_id),
+            )
+
+    async def _insert(self, record: ModelRecord) -> Download | None:
         async with self.names:
-            if await asyncio.to_thread(self._store.get_deployment, model_id) is not None:
-                raise AlreadyExistsError(
-                    f'A deployment "{model_id}" exists, and a model may not have its id; choose another.',
-                    reason="DEPLOYMENT_ALREADY_EXISTS",
-                    metadata={"deployment": model_id},
-                    resource=Resource("deployment", model_id),
-                )
-            if not await asyncio.to_thread(self._store.insert_model, record):
-                raise already_exists("model", model_id, hint="Delete it first, or choose another id.")
-            return self._downloads.start(record)
+            await self._check_free(record.model_id)
+            await asyncio.to_thread(self._store.insert_model, record)
+            return self._downloads.start(record) if record.source_uri else None
+
+    async def upload(self, parts: AsyncIterator[UploadPart]) -> TrainedModel:
+        """Take a stream of the files of a model that has no source; see `uploads.Uploads.receive`."""
+        return await self._view(await self._require(await self._uploads.receive(parts)))
+
+    async def cancel(self, model_id: str) -> TrainedModel:
+        """End a model's download; see `downloads.Downloads.cancel`.
+
+        Raises:
+            NotFoundError: there is no such model.
+            FailedPreconditionError: it is not being downloaded.
+
+        """
+        await self._require(model_id)
+        await self._steps.run(self._downloads.cancel(model_id))
+        return await self._view(await self._require(model_id))
+
+    async def put_alias(self, alias: str, model_id: str, *, reassign: bool = False) -> TrainedModel:
+        """Give a model another name; see `aliases.Aliases.assign`."""
+        await self._steps.run(self.aliases.assign(alias, model_id, reassign=reassign))
+        return await self.get(model_id)
+
+    async def delete_alias(self, alias: str, model_id: str = "") -> None:
+        """Take an alias away; see `aliases.Aliases.delete`."""
+        await self._steps.run(self.aliases.delete(alias, model_id))
 
     async def get(self, model_id: str) -> TrainedModel:
-        """Give one model.
+        """Give one model, by its id or an alias.
 
         Raises:
             NotFoundError: there is none.
 
         """
-        return self._view(await self._require(model_id))
+        return await self._view(await self._require(self.aliases.model_of(model_id)))
 
-    async def list(self, after: str = "", limit: int | None = None) -> Sequence[TrainedModel]:
-        """Give models by id, from the one after `after`, `limit` at most."""
-        records = await asyncio.to_thread(self._store.list_models, after, limit)
-        return [self._view(record) for record in records]
+    async def list(
+        self, after: str = "", limit: int | None = None, *, patterns: Sequence[str] = (), tags: Sequence[str] = ()
+    ) -> Sequence[TrainedModel]:
+        """Give models by id, from the one after `after`, `limit` at most.
 
-    async def delete(self, model_id: str) -> None:
-        """Delete a model and its files, ending its download where one runs.
+        With `patterns` those of which the id or an alias fits one; with `tags` those that have all of them.
+        """
+        if not patterns and not tags:
+            records = await asyncio.to_thread(self._store.list_models, after, limit)
+        else:
+            wanted = Patterns(patterns)
+            records = [
+                record
+                for record in await asyncio.to_thread(self._store.list_models, after)
+                if wanted.fit(record.model_id, *self.aliases.of(record.model_id)) and set(tags) <= set(record.tags)
+            ][:limit]
+        return [await self._view(record) for record in records]
+
+    async def delete(self, model_id: str, *, force: bool = False) -> None:
+        """Delete a model, its files and its aliases, ending its download or upload where one runs.
+
+        `force` is for what uses it by name; `Deployments.delete_model` stops its deployments.
 
         Raises:
             NotFoundError: there is none.
-            FailedPreconditionError: a deployment runs it, or it is being deleted.
+            FailedPreconditionError: a deployment runs it, a pipeline or an index uses it (not with `force`), or it is
+                being deleted.
 
         """
-        await self._steps.run(self._delete(model_id))
+        await self._steps.run(self._delete(model_id, force=force))
 
-    async def _delete(self, model_id: str) -> None:
+    async def _delete(self, model_id: str, *, force: bool) -> None:
         async with self.names:
             record = await self._require(model_id)
             if model_id in self._deleting:
-                raise FailedPreconditionError(f'Model "{model_id}" is being deleted.', reason="MODEL_BEING_DELETED")
-            deployments = await asyncio.to_thread(self._store.list_deployments)
-            users = [deployment.deployment_id for deployment in deployments if deployment.model_id == model_id]
-            if users:
-                named = ", ".join(f'"{user}"' for user in users[:10])
-                raise FailedPreconditionError(
-                    f'Model "{model_id}" is run by deployment {named}; stop it first.'
-                    if len(users) == 1
-                    else f'Model "{model_id}" is run by {len(users)} deployments ({named}); stop them first.',
-                    reason="MODEL_IN_USE",
-                    metadata={"model": model_id, "deployments": ",".join(users)},
-                    resource=Resource("model", model_id),
-                )
+                raise _being_deleted(model_id)
+            await self._check_unused(model_id, force=force)
             await asyncio.to_thread(
                 self._store.put_model, dataclasses.replace(record, state=ModelState.DELETING, error="")
             )
             self._deleting.add(model_id)
         try:
             await self._downloads.stop(model_id)
+            await self._uploads.stop(model_id)
             await self._erase(model_id)
         finally:
             self._deleting.discard(model_id)
 
+    async def _check_unused(self, model_id: str, *, force: bool) -> None:
+        deployments = await asyncio.to_thread(self._store.list_deployments)
+        users = [f'deployment "{each.deployment_id}"' for each in deployments if each.model_id == model_id]
+        cure = "stop it first" if len(users) == 1 else "stop them first"
+        if not users and not force:
+            names = (model_id, *self.aliases.of(model_id))
+            users = [user for name in names for user in await self._references(name)]
+            cure = "change that"
+        if users:
+            raise FailedPreconditionError(
+                f'Model "{model_id}" is used by {some(users)}; {cure}, or set force.',
+                reason="MODEL_IN_USE",
+                metadata={"model": model_id},
+                resource=Resource("model", model_id),
+            )
+
     async def _erase(self, model_id: str) -> None:
         await asyncio.to_thread(artifacts.remove, self.folder(model_id))
         await asyncio.to_thread(self._store.delete_model, model_id)
+        self.aliases.forget(model_id)
         self._downloads.forget(model_id)
 
     async def download(self, context: RequestContext, model_id: str) -> AsyncIterator[DownloadProgress]:
@@ -252,7 +349,13 @@ class ModelCatalog:
             if record.state is ModelState.READY:
                 return None
             if record.state is ModelState.DELETING:
-                raise FailedPreconditionError(f'Model "{model_id}" is being deleted.', reason="MODEL_BEING_DELETED")
+                raise _being_deleted(model_id)
+            if not record.source_uri:
+                raise FailedPreconditionError(
+                    f'Model "{model_id}" has no source to download from; send its files by UploadTrainedModel.',
+                    reason="MODEL_HAS_NO_SOURCE",
+                    resource=Resource("model", model_id),
+                )
             running = self._downloads.running(model_id)
             if running is not None:
                 return running
@@ -273,7 +376,7 @@ class ModelCatalog:
 
         """
         while True:
-            record = self._view(await self._require(model_id)).record
+            record = self._as_known(await self._require(model_id))
             if record.state is ModelState.READY:
                 return record
             check_usable(record)
@@ -283,20 +386,25 @@ class ModelCatalog:
             await download.ended()
 
     async def has(self, model_id: str) -> bool:
-        """Tell whether an id is a model's, be it stored or only packaged."""
-        return model_id in self._packaged or await asyncio.to_thread(self._store.get_model, model_id) is not None
+        """Tell whether an id is a model's, be it stored or only built in."""
+        return (
+            model_id in self._packages.built_in or await asyncio.to_thread(self._store.get_model, model_id) is not None
+        )
 
     async def restore(self) -> None:
         """Bring the catalogue up after a start: end deletions, resume downloads, miss lost folders, remove stray ones.
 
         Downloads are only started; they go on in the background.
         """
+        await self.aliases.restore()
         records = await asyncio.to_thread(self._store.list_models)
         for record in records:
             if record.state is ModelState.DELETING:
                 await self._erase(record.model_id)
         here = {record.model_id for record in records if record.state in {ModelState.READY, ModelState.DOWNLOADING}}
-        for name in await asyncio.to_thread(artifacts.sweep, self._folder, here):
+        fetching = {ModelState.DOWNLOADING, ModelState.FAILED, ModelState.DEFINED}
+        begun = {record.model_id for record in records if record.state in fetching}
+        for name in await asyncio.to_thread(artifacts.sweep, self._folder, here, begun):
             _log.warning("stray_model_folder_removed", folder=name)
         for record in records:
             if record.state is ModelState.DOWNLOADING:
@@ -317,25 +425,36 @@ class ModelCatalog:
     async def close(self) -> None:
         """Stop downloads, to be resumed at the next start, and finish steps that were begun."""
         await self._downloads.close()
+        await self._uploads.close()
         await self._steps.finish()
 
     async def _require(self, model_id: str) -> ModelRecord:
         record = await asyncio.to_thread(self._store.get_model, model_id)
         if record is not None:
             return record
-        if model_id in self._packaged:
+        if model_id in self._packages.built_in:
             raise not_found("model", model_id, field="model_id", hint="It is a packaged model; put it first.")
         known = [model.model_id for model in await asyncio.to_thread(self._store.list_models)]
         raise not_found("model", model_id, known, field="model_id")
 
-    def _view(self, record: ModelRecord) -> TrainedModel:
+    async def _view(self, record: ModelRecord) -> TrainedModel:
+        model_id = record.model_id
+        aliases = self.aliases.of(model_id)
+        if not record.source_uri:
+            uploading = record.state in {ModelState.DEFINED, ModelState.FAILED}
+            return TrainedModel(record, None, aliases, await self._uploads.held(model_id) if uploading else ())
+        if self._downloads.get(model_id) is None and record.state is not ModelState.READY:
+            return TrainedModel(record, None, aliases)
+        record = self._as_known(record)
+        return TrainedModel(record, self._progress(record), aliases)
+
+    def _as_known(self, record: ModelRecord) -> ModelRecord:
+        """Give a record as it should be: a full disk may keep a download's failure out of the store."""
         download = self._downloads.get(record.model_id)
-        if download is None and record.state is not ModelState.READY:
-            return TrainedModel(record, None)
         error = download.error if download is not None and download.finished else None
-        if record.state is ModelState.DOWNLOADING and error is not None:  # its failure could not be stored
-            record = dataclasses.replace(record, state=ModelState.FAILED, error=error.message)
-        return TrainedModel(record, self._progress(record))
+        if record.state is ModelState.DOWNLOADING and error is not None:
+            return dataclasses.replace(record, state=ModelState.FAILED, error=error.message)
+        return record
 
     def _progress(self, record: ModelRecord) -> DownloadProgress:
         download = self._downloads.get(record.model_id)
@@ -346,12 +465,18 @@ class ModelCatalog:
 
 
 def check_usable(record: ModelRecord) -> None:
-    """Refuse a model whose artefacts are not there and are not coming.
+    """Refuse a model whose artefacts are not there and are not coming by themselves.
 
     Raises:
-        FailedPreconditionError: it FAILED, or is being deleted.
+        FailedPreconditionError: it is DEFINED, FAILED, or being deleted.
 
     """
+    if record.state is ModelState.DEFINED:
+        raise FailedPreconditionError(
+            f'Model "{record.model_id}" has no files yet; send them by UploadTrainedModel.',
+            reason="MODEL_NOT_UPLOADED",
+            resource=Resource("model", record.model_id),
+        )
     if record.state is ModelState.FAILED:
         raise FailedPreconditionError(
             f'Model "{record.model_id}" failed to download: {record.error} Call DownloadTrainedModel to try again.',
@@ -359,4 +484,8 @@ def check_usable(record: ModelRecord) -> None:
             resource=Resource("model", record.model_id),
         )
     if record.state is ModelState.DELETING:
-        raise FailedPreconditionError(f'Model "{record.model_id}" is being deleted.', reason="MODEL_BEING_DELETED")
+        raise _being_deleted(record.model_id)
+
+
+def _being_deleted(model_id: str) -> FailedPreconditionError:
+    return FailedPreconditionError(f'Model "{model_id}" is being deleted.', reason="MODEL_BEING_DELETED")

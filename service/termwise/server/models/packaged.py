@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from termwise.server.inference.torchscript.metadata import PackageMetadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +20,13 @@ class PackagedModel:
     sha256: str
     """SHA-256 of what the source gives, in hex."""
     weights_sha256: str
-    """SHA-256 of its `model.safetensors`, in hex."""
+    """SHA-256 of its `model.safetensors`, in hex. Empty: not known."""
     max_tokens: int
-    """Longest text that it was trained for, in tokens, special ones included."""
+    """Longest text that it was trained for, in tokens, special ones included. 0: not known before the download."""
     description: str
     tags: tuple[str, ...] = ()
+    metadata: PackageMetadata | None = None
+    """What its package says of itself, where it is one in ELSER's layout."""
 
 
 SPLADE_TINY: Final = PackagedModel(
@@ -37,3 +41,33 @@ SPLADE_TINY: Final = PackagedModel(
 
 PACKAGED: Final[Mapping[str, PackagedModel]] = {model.model_id: model for model in (SPLADE_TINY,)}
 """The built-in ones, by id."""
+
+
+class PackageIndex(Protocol):
+    """Where packaged models are looked up."""
+
+    @property
+    def built_in(self) -> Mapping[str, PackagedModel]:
+        """Those that are known without a look anywhere, by id."""
+        ...
+
+    def find(self, model_id: str) -> PackagedModel | None:
+        """Give the packaged model of an id; None where there is none. Blocks.
+
+        Raises:
+            UnavailableError: the model repository cannot be reached.
+            FailedPreconditionError: its package is there and cannot be used.
+
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltInPackages:
+    """The built-in ones alone."""
+
+    built_in: Mapping[str, PackagedModel]
+
+    def find(self, model_id: str) -> PackagedModel | None:
+        """Give the built-in model of an id."""
+        return self.built_in.get(model_id)

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 MIN_TOKENS: Final = 3
 """Shortest `max_tokens`: the two special tokens and one of the text."""
-MAX_ALLOCATIONS: Final = 64
 MAX_THREADS: Final = 32
 MAX_QUEUE_CAPACITY: Final = 99_999
-"""As Elasticsearch's: the queue's capacity is below 100,000, threads are a power of two up to 32."""
+"""As Elasticsearch's: the queue's capacity is below 100,000, threads are a power of two up to 32. The number of
+allocations has no limit of its own; memory sets it."""
+MOST_ADAPTIVE: Final = 32
+"""Most allocations of a deployment that scales without a limit of its own, as Elasticsearch's."""
+PRIORITIES: Final = ("normal", "low")
 MAX_CACHE_BYTES: Final = 1 << 40
 
 _MAX_DESCRIPTION: Final = 4_096
@@ -66,46 +69,82 @@ class NewModel:
 
 
 @dataclass(frozen=True, slots=True)
+class AdaptiveAllocations:
+    """Limits between which the number of allocations follows the load; `most` None is `MOST_ADAPTIVE`."""
+
+    fewest: int = 0
+    most: int | None = None
+
+    @property
+    def ceiling(self) -> int:
+        """The upper limit that holds."""
+        return max(MOST_ADAPTIVE, self.fewest) if self.most is None else self.most
+
+    def clamp(self, allocations: int) -> int:
+        """Give the nearest number within the limits."""
+        return min(max(allocations, self.fewest), self.ceiling)
+
+
+@dataclass(frozen=True, slots=True)
 class NewDeployment:
     """A deployment to start; the fields are those of StartDeploymentRequest.
 
-    `deployment_id` "" is the model's id, `precision` "" the server's setting, `cache_size_bytes` None the model's size.
+    `model_id` may be an alias. `deployment_id` "" is the model's id, `number_of_allocations` None is 1 or what
+    `adaptive` begins with, `precision` "" the server's setting, `cache_size_bytes` None the model's size.
     """
 
     model_id: str
     deployment_id: str = ""
-    number_of_allocations: int = 1
+    number_of_allocations: int | None = None
     threads_per_allocation: int = 1
     queue_capacity: int = 1_024
     precision: str = ""
     cache_size_bytes: int | None = None
+    priority: str = "normal"
+    adaptive: AdaptiveAllocations | None = None
+
+    @property
+    def first_allocations(self) -> int:
+        """How many allocations it begins with."""
+        if self.adaptive is not None:
+            return max(1, self.adaptive.fewest)
+        return 1 if self.number_of_allocations is None else self.number_of_allocations
 
 
-def check_model(model: NewModel, packaged: Mapping[str, PackagedModel]) -> None:
-    """Check all of a new model but its source's form, which is its repository's to know.
+@dataclass(frozen=True, slots=True)
+class DeploymentUpdate:
+    """What a deployment shall have from now on: a fixed number of allocations or adaptive ones; one of the two."""
+
+    number_of_allocations: int | None = None
+    adaptive: AdaptiveAllocations | None = None
+
+
+def check_model(model: NewModel) -> None:
+    """Check all of a new model but its source's form, which is its repository's to know, and what its package says.
 
     Raises:
         InvalidArgumentError: a field breaks a rule; it is named.
-        NotFoundError: the id begins with a dot and is no packaged model's.
 
     """
     check_identifier(model.model_id, "model_id")
-    limit: int | None = None
-    if model.model_id.startswith("."):
-        known = packaged.get(model.model_id)
-        if known is None:
-            raise unknown_packaged(model.model_id, packaged)
-        if model.source_uri not in {"", known.source_uri}:
-            raise invalid_field("source_uri", f"{model.model_id} is a packaged model and has its own; leave it empty.")
-        if model.sha256.lower() not in {"", known.sha256}:
-            raise invalid_field("sha256", f"{model.model_id} is a packaged model and has its own; leave it empty.")
-        limit = known.max_tokens
-    elif not model.source_uri:
-        raise invalid_field("source_uri", "It is empty; name a source, such as file:///folder.")
     if model.sha256 and _SHA256.fullmatch(model.sha256) is None:
         raise invalid_field("sha256", "It is no SHA-256; give 64 hexadecimal digits.")
-    check_config(model.config, limit)
+    check_config(model.config)
     _check_labels(model)
+
+
+def check_package(model: NewModel, package: PackagedModel) -> None:
+    """Check a new packaged model against its package.
+
+    Raises:
+        InvalidArgumentError: a field says otherwise than the package; it is named.
+
+    """
+    if model.source_uri not in {"", package.source_uri}:
+        raise invalid_field("source_uri", f"{model.model_id} is a packaged model and has its own; leave it empty.")
+    if model.sha256.lower() not in {"", package.sha256}:
+        raise invalid_field("sha256", f"{model.model_id} is a packaged model and has its own; leave it empty.")
+    check_config(model.config, package.max_tokens or None)
 
 
 def unknown_packaged(model_id: str, packaged: Mapping[str, PackagedModel]) -> NotFoundError:
@@ -169,9 +208,8 @@ def check_deployment(deployment: NewDeployment) -> None:
     check_identifier(deployment.model_id, "model_id")
     if deployment.deployment_id:
         check_identifier(deployment.deployment_id, "deployment_id")
-    allocations, threads = deployment.number_of_allocations, deployment.threads_per_allocation
-    if not 1 <= allocations <= MAX_ALLOCATIONS:
-        raise invalid_field("number_of_allocations", f"{allocations} is out of range; give 1 to {MAX_ALLOCATIONS}.")
+    check_allocations(deployment.number_of_allocations, deployment.adaptive)
+    threads = deployment.threads_per_allocation
     if not 1 <= threads <= MAX_THREADS or threads & (threads - 1):
         raise invalid_field(
             "threads_per_allocation", f"{threads} is no power of two from 1 to {MAX_THREADS}; give one."
@@ -183,3 +221,59 @@ def check_deployment(deployment: NewDeployment) -> None:
     size = deployment.cache_size_bytes
     if size is not None and not 0 <= size <= MAX_CACHE_BYTES:
         raise invalid_field("cache_size_bytes", f"{size} is out of range; give 0 to {MAX_CACHE_BYTES:,}.")
+    _check_priority(deployment)
+
+
+def _check_priority(deployment: NewDeployment) -> None:
+    if deployment.priority not in PRIORITIES:
+        raise invalid_field("priority", f'"{deployment.priority}" is unknown; give {" or ".join(PRIORITIES)}.')
+    if deployment.priority != "low":
+        return
+    if deployment.adaptive is not None:
+        raise invalid_field("adaptive_allocations", _low("leave them out"))
+    if deployment.first_allocations != 1:
+        raise invalid_field("number_of_allocations", _low("give 1"))
+    if deployment.threads_per_allocation != 1:
+        raise invalid_field("threads_per_allocation", _low("give 1"))
+
+
+def _low(cure: str) -> str:
+    return f"A deployment of low priority has one allocation of one thread; {cure}."
+
+
+def check_update(update: DeploymentUpdate) -> None:
+    """Check an update's own fields.
+
+    Raises:
+        InvalidArgumentError: a field breaks a rule, or there is none; it is named.
+
+    """
+    if update.number_of_allocations is None and update.adaptive is None:
+        raise invalid_field("number_of_allocations", "It is absent; give it, or adaptive_allocations.")
+    check_allocations(update.number_of_allocations, update.adaptive)
+
+
+def check_allocations(number: int | None, adaptive: AdaptiveAllocations | None) -> None:
+    """Check how many allocations are asked for.
+
+    Raises:
+        InvalidArgumentError: a number out of range, or both a number and adaptive ones; the field is named.
+
+    """
+    if number is not None and adaptive is not None:
+        raise invalid_field(
+            "number_of_allocations", "It stands beside adaptive_allocations, which choose it; leave one of them out."
+        )
+    if number is not None and number < 1:
+        raise invalid_field("number_of_allocations", f"{number} is out of range; give 1 or more.")
+    if adaptive is None:
+        return
+    if adaptive.fewest < 0:
+        raise invalid_field(
+            "adaptive_allocations.min_number_of_allocations", f"{adaptive.fewest} is negative; give 0 or more."
+        )
+    if adaptive.most is not None and adaptive.most < max(1, adaptive.fewest):
+        raise invalid_field(
+            "adaptive_allocations.max_number_of_allocations",
+            f"{adaptive.most} is too few; give {max(1, adaptive.fewest)} or more.",
+        )

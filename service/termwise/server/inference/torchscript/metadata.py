@@ -7,6 +7,7 @@ passes unread.
 from __future__ import annotations
 
 import json
+import platform
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -71,6 +72,22 @@ class PackageMetadata:
     tokenization: Tokenization = field(default_factory=Tokenization)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_platform(self) -> None:
+        """Refuse a package that was made for another platform, such as an int8 archive for "linux-x86_64".
+
+        Raises:
+            FailedPreconditionError: this machine's is another; both are named.
+
+        """
+        here = f"{platform.system().lower()}-{platform.machine().lower()}"
+        if self.platform_architecture not in {"", here}:
+            raise FailedPreconditionError(
+                f"The package is made for {self.platform_architecture} and this server runs on {here}; use the "
+                "package for any platform.",
+                reason="PLATFORM_UNSUPPORTED",
+                metadata={"package": self.platform_architecture, "server": here},
+            )
 
     def expansion(self, config: ExpansionConfig) -> ExpansionConfig:
         """Give the configuration of a model: what `config` leaves open, the package says."""
