@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Format = Literal["auto", "console", "json"]
 
-_QUIET: Final = ("alembic", "filelock", "httpx", "numba", "transformers", "urllib3")
+_QUIET: Final = ("alembic", "filelock", "httpcore2", "httpx", "httpx2", "numba", "transformers", "urllib3")
 """Libraries whose progress notes are not an operator's business."""
 
 

@@ -117,11 +117,16 @@ def check_digest(file: Path, expected: str, what: str) -> None:
     with file.open("rb") as stream:
         actual = hashlib.file_digest(stream, "sha256").hexdigest()
     if actual != expected.lower():
-        raise FailedPreconditionError(
-            f"{what} has SHA-256 {actual} instead of {expected.lower()}; it was altered, or sha256 is wrong.",
-            reason="CHECKSUM_MISMATCH",
-            metadata={"expected_sha256": expected.lower(), "actual_sha256": actual},
-        )
+        raise wrong_digest(what, actual, expected.lower())
+
+
+def wrong_digest(what: str, actual: str, expected: str) -> FailedPreconditionError:
+    """Make the error for a file whose SHA-256 is another one."""
+    return FailedPreconditionError(
+        f"{what} has SHA-256 {actual} instead of {expected}; it was altered, or sha256 is wrong.",
+        reason="CHECKSUM_MISMATCH",
+        metadata={"expected_sha256": expected, "actual_sha256": actual},
+    )
 
 
 def unusable(sentence: str, *, reason: str = "MODEL_UNUSABLE") -> FailedPreconditionError:
