@@ -416,7 +416,8 @@ class ModelCatalog:
         folder = self.folder(record.model_id)
         if await asyncio.to_thread(artifacts.is_complete, folder):
             return
-        error = "Its files are gone from the data folder; call DownloadTrainedModel to fetch them again."
+        cure = "call DownloadTrainedModel to fetch them again" if record.source_uri else "upload them again"
+        error = f"Its files are gone from the data folder; {cure}."
         _log.error("model_files_gone", model=record.model_id)
         await asyncio.to_thread(
             self._store.put_model, dataclasses.replace(record, state=ModelState.FAILED, error=error)
