@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog.testing
 
-from termwise.server.errors import TermwiseError, UnavailableError
+from termwise.server.errors import ResourceExhaustedError, TermwiseError, UnavailableError
 from termwise.server.inference import crew
 from termwise.server.inference.base import NO_TURN, Expansion, Side, TokenizedText
 from termwise.server.inference.batcher import Batcher
 from termwise.server.inference.fake import FakeEncoder
+from termwise.server.inference.priority import PriorityGate
 from termwise.server.inference.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -349,3 +350,43 @@ async def test_fifty_batchers_leave_no_thread_and_no_memory_behind() -> None:
         tracemalloc.stop()
     assert not encoder_threads()
     assert after - before < 100_000, "a cycle's expansions alone are 25,000 bytes"
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_callers_get_their_answers_whatever_happens_to_workers_meanwhile(seed: int) -> None:
+    chance = random.Random(seed)
+    statistics, gate = Statistics(), PriorityGate(2)
+    options = {"queue_capacity": 20, "batch_tokens": 30, "cache_size_bytes": 8_000, "gate": gate}
+    async with (
+        running(statistics=statistics, **options) as normal,
+        running(statistics=statistics, low_priority=True, **options) as low,
+    ):
+
+        async def caller(number: int) -> None:
+            batcher = low if number % 5 == 0 else normal
+            for _ in range(25):
+                texts = [f"text{chance.randrange(60)}" for _ in range(chance.randint(1, 8))]
+                texts += [chance.choice(["panic", "exit", "slain"])] * (chance.random() < 0.05)
+                call = asyncio.create_task(words(batcher, *texts, wait=chance.random() < 0.6))
+                for _ in range(chance.randrange(4)):
+                    await asyncio.sleep(0)
+                if chance.random() < 0.1:
+                    call.cancel()
+                (answer,) = await asyncio.gather(call, return_exceptions=True)
+                expected = (asyncio.CancelledError, UnavailableError, ResourceExhaustedError)
+                assert answer == [{text} for text in texts] or isinstance(answer, expected)
+
+        callers = asyncio.gather(*(caller(number) for number in range(20)))
+        while not callers.done():
+            normal.resize(chance.randint(1, 4))
+            normal.clear_cache()
+            await asyncio.sleep(0)
+        await asyncio.wait_for(callers, 60)
+        normal.resize(2)
+        await becomes(lambda: normal.allocation_count == 2 and low.allocation_count == 1)
+        assert normal.pending == low.pending == 0
+        for batcher in (normal, low):
+            assert await asyncio.wait_for(words(batcher, "after"), 30) == [{"after"}]
+        view = statistics.read()
+        assert view.inference_count + view.error_count <= view.arrivals
+    assert not encoder_threads()
