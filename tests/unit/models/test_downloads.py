@@ -20,7 +20,8 @@ from termwise.server.inference.base import ExpansionConfig
 from termwise.server.inference.loader import ModelFacts
 from termwise.server.metadata.records import ModelRecord, ModelState
 from termwise.server.models import artifacts
-from termwise.server.models.downloads import Download, Downloads
+from termwise.server.models.download import Download
+from termwise.server.models.downloads import Downloads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

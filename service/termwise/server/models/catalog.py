@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from termwise.server.context import RequestContext
     from termwise.server.metadata.store import MetadataStore
-    from termwise.server.models.downloads import Download, Inspect
+    from termwise.server.models.download import Download
+    from termwise.server.models.downloads import Inspect
     from termwise.server.models.held import UploadedFile
     from termwise.server.models.packaged import PackagedModel, PackageIndex
     from termwise.server.models.repositories.base import Repository
