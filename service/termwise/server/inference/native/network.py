@@ -126,6 +126,8 @@ class NativeNetwork:
             head_norm=self._norm(architecture.head["norm"]),
             decoder=self._pack(Matrix(tensor(f"{decoder}.weight"), tensor(bias), head, level.panel)),
         )
+        # They are laid out now; a second copy of them would take as much memory again.
+        del self._tensor
 
     def pool(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Give the largest logits `[texts, vocabulary]`, bias included; no text is empty.
