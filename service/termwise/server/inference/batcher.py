@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from termwise.server.inference import refusals
 from termwise.server.inference.admission import Queue
 from termwise.server.inference.base import Encoder, Expansion, InferenceTimings, Side
 from termwise.server.inference.cache import CacheFacts, ExpansionCache
-from termwise.server.inference.calls import Call, Job, JobState
+from termwise.server.inference.calls import Call, Job, JobState, settle
 from termwise.server.inference.crew import Crew, Worker
 from termwise.server.inference.feeder import Feeder
 from termwise.server.inference.hardware import set_compute_threads, yield_to_others
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from termwise.server.errors import UnavailableError
+    from termwise.server.inference.cache import Key
     from termwise.server.inference.priority import PriorityGate
     from termwise.server.inference.turns import Turn
 
@@ -83,6 +85,7 @@ class Batcher:
 
         """
         self._encoder = encoder
+        self._sides_differ = encoder.sides_differ
         self._threads = threads
         self._queue = Queue(queue_capacity, ExpansionCache(cache_size_bytes))
         self._lock = threading.Lock()
@@ -101,6 +104,8 @@ class Batcher:
         self._low_priority = low_priority
         self._on_broken = on_broken
         self._broken: UnavailableError | None = None
+        # Texts that all workers had in hand which died one after the other.
+        self._suspects: set[Key] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -167,7 +172,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         self._check(texts, deadline, now, wait=wait)
-        if not self._encoder.sides_differ:
+        if not self._sides_differ:
             side = Side.DOCUMENT
         call = Call(texts, side, deadline, loop.create_future(), now, wait, group if wait else "")
         with self._lock:
@@ -215,6 +220,10 @@ class Batcher:
             left = self._queue.all_calls()
         self._leave(left)  # there never was a worker
         settle([], dict.fromkeys(left, refusals.closing()))
+        # Batcher, crew and feeder know each other: what is large must not wait for the collector of such circles.
+        self.clear_cache()
+        with suppress(AttributeError):
+            del self._encoder  # unless it was closed before
 
     def _check(self, texts: Sequence[str], deadline: float | None, now: float, *, wait: bool) -> None:
         if not texts:
@@ -279,7 +288,7 @@ class Batcher:
             for job, expansion in answers:
                 self._queue.complete(job, expansion, taken + turn.waited, cut - taken, done - cut - turn.waited)
             self._statistics.add(self._queue.tally, done, turn.held)
-            self._crew.praise()
+            self._crew.forgive()
             self._deliver()
 
     def _fail(self, failures: Mapping[Job, Exception], seconds: float = 0.0, *, refused: bool = False) -> None:
@@ -302,6 +311,11 @@ class Batcher:
             worker.turn.give_back()
         error = refusals.died(delay)
         with self._lock:
+            keys = {job.key for job in worker.jobs}
+            self._suspects = keys if self._crew.deaths <= 1 else self._suspects & keys
+            if self._suspects and self._crew.deaths > 1:
+                # A text that all of the dead had in hand is to blame; others must not lose the deployment by it.
+                self._crew.forgive()
             unanswered = [job for job in worker.jobs if job.state is not JobState.OVER]
             self._fail(dict.fromkeys(unanswered, error), worker.turn.held if worker.turn else 0.0)
             self._queue.restore_turns()
@@ -333,16 +347,6 @@ class Batcher:
             except RuntimeError:
                 # The event loop is closed, so nobody waits any more.
                 return
-
-
-def settle(finished: Iterable[Call], failures: Mapping[Call, Exception]) -> None:
-    """Wake those who wait for calls that ended. On their event loop."""
-    for call in finished:
-        if not call.future.done():
-            call.future.set_result(None)
-    for call, error in failures.items():
-        if not call.future.done():
-            call.future.set_exception(error)
 
 
 def _expire(future: asyncio.Future[None]) -> None:

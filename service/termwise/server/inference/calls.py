@@ -1,4 +1,4 @@
-"""Calls and the texts of them that wait: plain data under one lock of the batcher."""
+"""Calls and the texts of them that wait: plain data under one lock of the batcher; nothing here waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from termwise.server.inference.base import Expansion, InferenceTimings, Side
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from termwise.server.inference.cache import Key
 
@@ -116,3 +116,13 @@ class Job:
     def is_dead(self, now: float) -> bool:
         """Whether nobody waits for it any more."""
         return all(call.is_dead(now) for call, _ in self.waiters)
+
+
+def settle(finished: Iterable[Call], failures: Mapping[Call, Exception]) -> None:
+    """Wake those who wait for calls that ended. On their event loop."""
+    for call in finished:
+        if not call.future.done():
+            call.future.set_result(None)
+    for call, error in failures.items():
+        if not call.future.done():
+            call.future.set_exception(error)

@@ -77,7 +77,8 @@ class Crew:
         self._places = [0, 0]
         self._threads: list[threading.Thread] = []
         self._hired = 0
-        self._deaths = 0
+        # Deaths in a row.
+        self.deaths = 0
         self._last_death = float("-inf")
         self._changed = threading.Condition(lock)
 
@@ -118,9 +119,9 @@ class Crew:
         self._present[worker.second] -= 1
         return True
 
-    def praise(self) -> None:
-        """Note that a batch is done: deaths before it are forgiven. Under the lock."""
-        self._deaths = 0
+    def forgive(self) -> None:
+        """Forget the deaths so far, since a batch is done, or since it is not the workers' fault. Under the lock."""
+        self.deaths = 0
 
     def threads(self) -> list[threading.Thread]:
         """Give the threads that may run still."""
@@ -221,10 +222,10 @@ class Crew:
         """Give the seconds until there may be another worker; None after too many deaths in a row. Under the lock."""
         now = time.monotonic()
         if now - self._last_death > _APART:
-            self._deaths = 0
+            self.deaths = 0
         self._last_death = now
-        self._deaths += 1
-        return DELAYS[self._deaths - 1] if self._deaths <= len(DELAYS) else None
+        self.deaths += 1
+        return DELAYS[self.deaths - 1] if self.deaths <= len(DELAYS) else None
 
     def _desist(self, second: bool, error: BaseException) -> None:
         with self._lock:
