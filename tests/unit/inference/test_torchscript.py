@@ -17,6 +17,10 @@ from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
 from termwise.server.inference.base import Encoder, Expansion, ExpansionConfig, Side
 from termwise.server.inference.loader import inspect_model, load_encoder
 from termwise.server.inference.torchscript import names
+from termwise.server.inference.torchscript.archive import Archive
+from termwise.server.inference.torchscript.pickles import Tensor as StoredTensor
+from termwise.server.inference.torchscript.pickles import read_pickle, walk
+from termwise.server.inference.torchscript.rehosting import read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -318,6 +322,42 @@ def test_packages_of_known_architectures_are_re_hosted(
     for mine, theirs in zip(expand(hosted, texts), expand(original, texts), strict=True):
         assert mine.token_count == theirs.token_count
         assert difference(mine, theirs) < 1e-4
+
+
+def test_a_package_in_int8_is_re_hosted_within_what_int8_is_off(
+    encoder: Encoder, tmp_path: Path, parity_cache: Path
+) -> None:
+    folder = as_model_folder(elser_package("int8"), tmp_path / "model")
+    assert inspect_model(folder, CONFIG).architecture == "BertForMaskedLM"
+    hosted = load_encoder(folder, CONFIG, precision="float32", cache=parity_cache)
+    assert hosted.engine in {"native", "torch"}
+    own = load_encoder(unhosted(folder), CONFIG)
+    assert (own.engine, own.precision) == ("torchscript", "int8")
+    for mine, archives, original in zip(expand(hosted, TEXTS), expand(own, TEXTS), expand(encoder, TEXTS), strict=True):
+        assert difference(mine, archives) < 0.5
+        assert difference(mine, original) < 0.5
+        assert mine.tokens[:1] == original.tokens[:1]
+
+
+@pytest.mark.parametrize("scheme", ["tensor", "channel"])
+def test_weights_in_int8_are_read_as_torch_reads_them(scheme: str, tmp_path: Path) -> None:
+    quantization = torch.ao.quantization
+    kinds = {"tensor": quantization.default_dynamic_qconfig, "channel": quantization.per_channel_dynamic_qconfig}
+    torch.manual_seed(5)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.Linear(6, 4))
+    narrow = quantization.quantize_dynamic(model, {torch.nn.Linear: kinds[scheme]})
+    file = tmp_path / "archive.pt"
+    file.write_bytes(save(torch.jit.trace(narrow, torch.ones(1, 8))))
+    with Archive(file) as archive:
+        raw = archive.read("data.pkl")
+        held = read_pickle(raw, "data.pkl", lambda key: archive.stored("data.pkl", key))
+    tensors = {path: part for path, part in walk(held) if isinstance(part, StoredTensor)}
+    read = read_tensors(file, tensors)
+    assert len(read) == 4
+    for number, layer in enumerate(narrow):
+        name = f"{number}._packed_params._packed_params"
+        assert np.allclose(read[f"{name}.weight"], layer.weight().dequantize().numpy(), atol=1e-7)
+        assert np.array_equal(read[f"{name}.bias"], layer.bias().detach().numpy())
 
 
 def test_int8_layers_run(tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A model whose weights do not come from its folder's safetensors, or that plain transformers does not run.
+
+    `read` gives the weights in float32, by the names of the architecture; `answer` what the model itself answers, as
+    `parity.Judge` wants it, which computes in `precision`.
+    """
+
+    read: Callable[[], Mapping[str, NDArray[np.float32]]]
+    answer: Callable[[Sequence[Sequence[int]]], list[NDArray[np.float32]]]
+    precision: str = "float32"
+
+
 def load_fast(
     opened: ModelFolder,
     config: ExpansionConfig,
@@ -39,14 +53,11 @@ def load_fast(
     fingerprints: dict[Side, str],
     computing: Computing,
     weighing: Weighing,
-    *,
-    read: Callable[[], Mapping[str, NDArray[np.float32]]] | None = None,
-    reference: Callable[[Sequence[Sequence[int]]], list[NDArray[np.float32]]] | None = None,
+    original: Original | None = None,
 ) -> SpladeEncoder:
     """Load a model of a known architecture into the best network that runs here and answers as the plain path does.
 
-    `read` gives the weights where they are not in files of the folder, and `reference` what the plain path answers, as
-    `parity.Judge` wants it.
+    `original` is what is given by the folder's files and plain transformers where it is None.
 
     Raises:
         FailedPreconditionError: see `loader.load_encoder`.
@@ -58,11 +69,10 @@ def load_fast(
         choices = ["bfloat16", "float32"] if "bfloat16" in able else ["float32"]
     elif computing.precision not in able:
         raise refuse_precision(f"{where} does not compute in {computing.precision}", "PRECISION_UNSUPPORTED")
-    weights = read() if read else read_weights(opened)
+    plain = original or Original(partial(read_weights, opened), partial(plain_weights, opened.path))
+    weights = plain.read()
     set_compute_threads(computing.threads)
-    judge = Judge(
-        tokenizer, fingerprints[Side.DOCUMENT], computing.cache, reference or partial(plain_weights, opened.path)
-    )
+    judge = Judge(tokenizer, fingerprints[Side.DOCUMENT], computing.cache, plain.answer, plain.precision)
     refusal: str | None = None
     failure: Exception | None = None
     for choice, maker in ((each, maker) for each in choices for maker in make(opened, weights, each)):

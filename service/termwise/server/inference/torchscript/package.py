@@ -26,6 +26,7 @@ from termwise.server.inference.torchscript.source import check_source
 from termwise.server.inference.torchscript.vocabulary import Vocabulary, make_tokenizer, read_vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from termwise.server.inference.base import Encoder, ExpansionConfig
@@ -47,8 +48,8 @@ _AS_IT_IS: Final = frozenset({"PARITY_FAILED", "MODEL_DOES_NOT_RUN", "PRECISION_
 class Package:
     """A package whose files are all there, and whose archive was looked through. `config` is the model's, resolved.
 
-    `state` are the tensors that the archive keeps, by their path in the model. `host` is how the fast encoder would
-    run it, None where it does not know the architecture.
+    `weights_bytes` is the size of all tensors in float32, `precision` what the archive computes in. `host` is how the
+    fast encoder would run it, None where it does not know the architecture.
     """
 
     path: Path
@@ -56,7 +57,7 @@ class Package:
     config: ExpansionConfig
     vocabulary: Vocabulary
     tokenizer: TextTokenizer
-    state: dict[str, Tensor]
+    weights_bytes: int
     precision: str
     host: rehosting.Host | None
 
@@ -102,7 +103,7 @@ def inspect_package(folder: Path, config: ExpansionConfig) -> ModelFacts:
         vocabulary_size=len(package.vocabulary.tokens),
         layout="torchscript",
         longest=package.tokenizer.max_tokens,
-        weights_bytes=_FLOAT32_BYTES * sum(tensor.count for tensor in _distinct(package.state)),
+        weights_bytes=package.weights_bytes,
         hidden=host.folder.dimensions.hidden if host else 0,
         sides_differ=fingerprints[Side.DOCUMENT] != fingerprints[Side.QUERY],
     )
@@ -190,9 +191,11 @@ def open_package(folder: Path, config: ExpansionConfig) -> Package:
         if check_source(code) > _MOST_NODES:
             raise unsafe(f"its code comes to more than {_MOST_NODES} steps when its calls are unfolded")
         pickled = {name: _read(archive, name) for name in archive.pickles}
-    parts = list(walk(pickled["data.pkl"]))
-    state = {path: part for path, part in parts if isinstance(part, Tensor)}
-    packed = any(isinstance(part, Made) and part.kind == PACKED for _, part in parts)
+    state = {path: part for path, part in walk(pickled["data.pkl"]) if isinstance(part, Tensor)}
+    # A frozen model keeps its weights among the constants.
+    parts = [part for name in ("data.pkl", "constants.pkl") for _, part in walk([name, pickled[name]])]
+    packed = any(isinstance(part, Made) and part.kind == PACKED for part in parts)
+    weights_bytes = _FLOAT32_BYTES * sum(tensor.count for tensor in _distinct(parts))
     host = rehosting.find_host(folder, state, code, len(vocabulary.tokens))
     longest = metadata.tokenization.max_sequence_length
     if host is not None:
@@ -206,7 +209,7 @@ def open_package(folder: Path, config: ExpansionConfig) -> Package:
     )
     tokenizer = TextTokenizer(make_tokenizer(vocabulary, metadata.tokenization), len(vocabulary.tokens), rules)
     precision = "int8" if packed else "float32"
-    return Package(folder, metadata, resolved, vocabulary, tokenizer, state, precision, host)
+    return Package(folder, metadata, resolved, vocabulary, tokenizer, weights_bytes, precision, host)
 
 
 def _read(archive: Archive, name: str) -> Any:
@@ -223,9 +226,10 @@ def _max_tokens(config: ExpansionConfig, longest: int) -> int:
     return config.max_tokens or longest
 
 
-def _distinct(state: dict[str, Tensor]) -> list[Tensor]:
+def _distinct(parts: Iterable[Any]) -> list[Tensor]:
     """Give each tensor once that has several names."""
-    return list({(each.key, each.offset, each.shape): each for each in state.values()}.values())
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    return list({(each.dtype, each.key, each.offset, each.shape): each for each in tensors}.values())
 
 
 def _digest(value: Any) -> str:

@@ -46,6 +46,8 @@ _TYPES: Final = {
     "HalfStorage": "<f2",
     "BFloat16Storage": "<u2",
     "QInt8Storage": "i1",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
 }
 
 
@@ -210,7 +212,7 @@ def load(package: Package, reference: Reference, computing: Computing) -> Encode
         FailedPreconditionError: it does not run, or its answers differ from the archive's.
 
     """
-    from termwise.server.inference.fast import load_fast  # noqa: PLC0415 - imports much that inspection does not need
+    from termwise.server.inference.fast import Original, load_fast  # noqa: PLC0415 - imports much
 
     host = package.host
     assert host is not None  # noqa: S101 - the caller looked
@@ -221,8 +223,7 @@ def load(package: Package, reference: Reference, computing: Computing) -> Encode
         package.fingerprints,
         computing,
         PLAIN,
-        read=lambda: read_tensors(package.path / ARCHIVE, host.tensors),
-        reference=reference,
+        Original(lambda: read_tensors(package.path / ARCHIVE, host.tensors), reference, package.precision),
     )
 
 
