@@ -9,10 +9,11 @@ import numpy as np
 
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.architectures import current_name
+from termwise.server.inference.memory import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import BinaryIO
+    from io import BufferedReader
 
     from numpy.typing import NDArray
 
@@ -52,7 +53,7 @@ def read_weights(folder: ModelFolder) -> dict[str, NDArray[np.float32]]:
     return weights
 
 
-def _read_file(stream: BinaryIO) -> Iterator[tuple[str, NDArray[np.float32]]]:
+def _read_file(stream: BufferedReader) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Give the tensors of a file: 8 bytes that tell the length of a JSON header, the header, and the numbers."""
     length = int.from_bytes(stream.read(8), "little")
     header: dict[str, Any] = json.loads(stream.read(length))
@@ -64,7 +65,11 @@ def _read_file(stream: BinaryIO) -> Iterator[tuple[str, NDArray[np.float32]]]:
         dtype = np.dtype(_TYPES[kind])
         stream.seek(8 + length + start)
         # A copy in memory: the file may be replaced while the model is in use.
-        numbers: NDArray[Any] = np.fromfile(stream, dtype, (end - start) // dtype.itemsize)
+        raw = allocate(end - start)
+        if stream.readinto(raw.data) != end - start:
+            message = "the file ends within a tensor"
+            raise ValueError(message)
+        numbers: NDArray[Any] = raw.view(dtype)
         if kind == _BFLOAT16:
             # The upper half of a float32.
             numbers = (numbers.astype(np.uint32) << np.uint32(16)).view(np.float32)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+from termwise.server.inference.memory import give_back_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +81,12 @@ class Encoders:
         failed = shared.loading.done() and (shared.loading.cancelled() or shared.loading.exception() is not None)
         if (shared.users == 0 or failed) and self._shared.get(key) is shared:
             del self._shared[key]
+            # Soon, since whoever gives an encoder back still has it in hand.
+            asyncio.get_running_loop().call_soon(self._tidy)
+
+    def _tidy(self) -> None:
+        with suppress(RuntimeError):  # closed meanwhile
+            self._threads.submit(give_back_memory)
 
     def close(self) -> None:
         """Load no more. A load that runs is not waited for; its result is dropped."""

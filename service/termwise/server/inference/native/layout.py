@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from termwise.server.inference.memory import allocate
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LINE = 64  # bytes of a cache line
+_BLOCK = 1 << 16  # numbers that are rounded at a time: they stay in the cache, and so does what lies between
 
 
 class Activation(IntEnum):
@@ -127,7 +129,9 @@ class Matrix:
         self.kind, self.outputs, self.inputs = kind, outputs, inputs
         self.units = -(-inputs // PER_UNIT[kind])
         self.panels = -(-outputs // panel)
-        padded = np.zeros((self.panels * panel, self.units * PER_UNIT[kind]), dtype=np.float32)
+        shape = self.panels * panel, self.units * PER_UNIT[kind]
+        padded = allocate(4 * shape[0] * shape[1]).view(np.float32).reshape(shape)
+        padded[outputs:], padded[:, inputs:] = 0, 0
         padded[:outputs, :inputs] = weight
         scale = offset = None
         if kind is Kind.INT8:
@@ -163,15 +167,18 @@ class Norm:
 
 def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round to the nearest bfloat16, ties to even; a NaN stays one."""
-    bits = values.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    made = allocate(2 * values.size).view(np.uint16)
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _BLOCK):
+        part = flat[start : start + _BLOCK]
+        bits = part.view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        made[start : start + _BLOCK] = np.where(np.isnan(part), np.uint32(0x7FC0), rounded)
+    return made.reshape(values.shape)
 
 
 def aligned(values: NDArray[Any]) -> NDArray[Any]:
     """Copy to contiguous memory that begins on a cache line."""
-    memory = np.empty(values.nbytes + _LINE, dtype=np.uint8)
-    start = -memory.ctypes.data % _LINE
-    copy = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+    copy = allocate(values.nbytes).view(values.dtype).reshape(values.shape)
     copy[...] = values
     return copy

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from termwise.server.inference.architectures import ACTIVATIONS
+from termwise.server.inference.memory import allocate
 from termwise.server.inference.native.layout import (
     Activation,
     BatchStructure,
@@ -38,7 +39,6 @@ _ACTIVATIONS = {
     ("gelu", "tanh"): Activation.GELU_TANH,
     ("relu", ""): Activation.RELU,
 }
-_LINE = 64
 # Fewest tokens that a further thread is worth waiting for: a query runs alone, where two threads on a busy machine took
 # five times as long.
 _TOKENS_A_THREAD = 64
@@ -174,13 +174,11 @@ class NativeNetwork:
 
     def _memory(self, name: str, size: int) -> NDArray[np.uint8]:
         """Give the thread's memory of that name, at least `size` bytes, on a cache line; it grows and is used again."""
-        memory: NDArray[np.uint8] | None = getattr(self._local, name, None)
-        if memory is None or memory.size < size:
-            raw = np.empty(size + _LINE, dtype=np.uint8)
-            start = -raw.ctypes.data % _LINE
-            memory = raw[start : start + size]
-            setattr(self._local, name, memory)
-        return memory
+        found: NDArray[np.uint8] | None = getattr(self._local, name, None)
+        if found is None or found.size < size:
+            found = allocate(size)
+            setattr(self._local, name, found)
+        return found
 
     def _layer(self, names: dict[str, str]) -> LayerStructure:
         return LayerStructure(
