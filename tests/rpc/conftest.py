@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -26,7 +27,6 @@ from termwise.v1 import trained_models_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
 
 LIMIT = 32 * 1024 * 1024
 
@@ -111,7 +111,7 @@ async def start(tmp_path: Path, serve: Any, held: Held) -> AsyncIterator[Callabl
 
     async def begin(load: Any = lambda *_: FakeEncoder(max_tokens=5, delay=held)) -> Any:
         store = MetadataStore(tmp_path / "metadata.sqlite")
-        repositories = [PyPIRepository(), FileRepository()]
+        repositories = [PyPIRepository(), FileRepository(Path("/"))]
         catalog = ModelCatalog(store, models, repositories=repositories, inspect=inspect_model)
 
         async def references(deployment_id: str) -> list[str]:

@@ -25,9 +25,13 @@ from termwise.server.metadata.folder import DataFolder
 from termwise.server.metadata.store import MetadataStore
 from termwise.server.models.catalog import ModelCatalog
 from termwise.server.models.deployments import Deployments
+from termwise.server.models.packaged import PACKAGED, BuiltInPackages
 from termwise.server.models.repositories.file import FileRepository
 from termwise.server.models.repositories.hf import HuggingFaceRepository
+from termwise.server.models.repositories.http import HttpRepository
+from termwise.server.models.repositories.packages import RepositoryPackages
 from termwise.server.models.repositories.pypi import PyPIRepository
+from termwise.server.models.repositories.web import Access
 from termwise.server.models.runner import DeploymentState
 from termwise.server.rpc.health import HealthServicer
 from termwise.server.rpc.indices import IndicesServicer
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from termwise.server.inference.base import Encoder, ExpansionConfig
+    from termwise.server.models.packaged import PackageIndex
+    from termwise.server.models.repositories.base import Repository
     from termwise.server.rpc.health import Probe
     from termwise.server.settings import Settings
     from termwise.storage.base import IndexStore
@@ -135,10 +141,12 @@ class Service:
             users: Sequence[str] = await pipelines.references_to_deployment(name)
             return [*users, *await indices.references_to_deployment(name)]
 
+        repositories, packages = _sources(settings)
         catalog = ModelCatalog(
             metadata,
             folder.models,
-            repositories=[PyPIRepository(), HuggingFaceRepository(), FileRepository()],
+            repositories=repositories,
+            packages=packages,
             inspect=inspect_model,
             references=references,
             downloads_at_once=settings.model_downloads_at_once,
@@ -214,6 +222,42 @@ class Service:
             _log.warning("calls_cut_off", calls=left, grace_seconds=grace_seconds)
         await self._server.stop(0 if left else _LAST_WORDS_SECONDS)
         await self._stack.aclose()
+
+
+def _sources(settings: Settings) -> tuple[Sequence[Repository], PackageIndex]:
+    """Make the kinds of sources, and where packaged models are looked up.
+
+    Raises:
+        FailedPreconditionError: the file of the model repository's password cannot be read.
+
+    """
+    access = Access(
+        base=settings.model_repository,
+        username=settings.model_repository_username,
+        password=_password(settings),
+        proxy=settings.model_proxy.get_secret_value(),
+        streams=settings.model_download_streams,
+    )
+    files = FileRepository(settings.model_folder)
+    web = [HttpRepository("http", access), HttpRepository("https", access)]
+    packages: PackageIndex = BuiltInPackages(PACKAGED)
+    if settings.model_repository:
+        packages = RepositoryPackages(settings.model_repository, PACKAGED, access=access, files=files)
+    return [PyPIRepository(), HuggingFaceRepository(), files, *web], packages
+
+
+def _password(settings: Settings) -> str:
+    file = settings.model_repository_password_file
+    if file is None:
+        return settings.model_repository_password.get_secret_value()
+    try:
+        return (file.read_text("utf-8").splitlines() or [""])[0]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FailedPreconditionError(
+            f'Password file "{file}" (model_repository_password_file) cannot be read: '
+            f"{getattr(error, 'strerror', None) or 'it is no UTF-8'}.",
+            reason="PASSWORD_FILE_UNREADABLE",
+        ) from None
 
 
 def _load(folder: Path, config: ExpansionConfig, threads: int, precision: str, *, cache: Path, device: str) -> Encoder:

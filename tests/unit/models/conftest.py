@@ -9,6 +9,7 @@ import resource
 import threading
 import zipfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -27,7 +28,6 @@ from termwise.server.models.repositories.pypi import PyPIRepository
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
-    from pathlib import Path
 
     from termwise.server.models.repositories.base import Report
 
@@ -117,7 +117,7 @@ async def live(store: MetadataStore, models: Path) -> AsyncIterator[Callable[...
         catalog = ModelCatalog(
             store,
             models,
-            repositories=[PyPIRepository(), FileRepository(), repository],
+            repositories=[PyPIRepository(), FileRepository(Path("/")), repository],
             inspect=facts,
             packages=BuiltInPackages(packaged),
         )

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +31,6 @@ from termwise.server.models.requests import ModelWait, NewModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from termwise.server.metadata.store import MetadataStore
 
@@ -357,7 +357,7 @@ async def test_broken_models_fail_with_one_sentence(
         (tiny_model / "config.json").write_text("{")
     else:
         config = ExpansionConfig(max_tokens=33)
-    catalog = ModelCatalog(store, models, repositories=[FileRepository()], inspect=inspect_model)
+    catalog = ModelCatalog(store, models, repositories=[FileRepository(Path("/"))], inspect=inspect_model)
     model = await catalog.put(context, NewModel("mine", f"file://{tiny_model}", config=config), ModelWait.READY)
     assert model.record.state is ModelState.FAILED
     assert message in model.record.error
@@ -369,7 +369,7 @@ async def test_broken_models_fail_with_one_sentence(
 async def test_a_real_model_is_inspected(
     store: MetadataStore, models: Path, tiny_model: Path, context: RequestContext
 ) -> None:
-    catalog = ModelCatalog(store, models, repositories=[FileRepository()], inspect=inspect_model)
+    catalog = ModelCatalog(store, models, repositories=[FileRepository(Path("/"))], inspect=inspect_model)
     model = await catalog.put(context, NewModel("mine", f"file://{tiny_model}"), ModelWait.READY)
     assert (model.record.state, model.record.error) == (ModelState.READY, "")
     assert (model.record.architecture, model.record.vocabulary_size) == ("BertForMaskedLM", 8)

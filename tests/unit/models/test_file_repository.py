@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -16,9 +18,11 @@ from termwise.server.models.repositories.pypi import PyPIRepository
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Tree = Callable[[Path], dict[str, bytes]]
+
+
+ROOT = Path("/")
 
 
 def nothing(done: int, total: int) -> None:
@@ -33,7 +37,10 @@ def target(tmp_path: Path) -> Path:
 
 
 def fetch(source: Path, target: Path, *, sha256: str = "", report: Callable[[int, int], None] = nothing) -> None:
-    FileRepository().fetch(f"file://{quote(str(source))}", target, scratch=target, sha256=sha256, report=report)
+    scratch = target.with_name("scratch")
+    scratch.mkdir(exist_ok=True)
+    uri = f"file://{quote(str(source))}"
+    FileRepository(ROOT).fetch(uri, target, scratch=scratch, sha256=sha256, report=report)
 
 
 def test_copies_what_a_model_needs_and_no_pickle(source: Path, target: Path, tree: Tree) -> None:
@@ -170,20 +177,111 @@ def test_names_with_odd_characters(tmp_path: Path, source: Path, target: Path, t
         "file:///a#b",
         "file:///a%00b",
         "file://[",
+        "file:///a/../b",
+        "file:///a/%2e%2e/b",
     ],
 )
 def test_file_form_is_checked(uri: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
-        FileRepository().check(uri)
+        FileRepository(ROOT).check(uri)
     assert caught.value.violations[0].field == "source_uri"
 
 
 @given(st.text().map("file://{}".format) | st.text().map("pypi://{}".format) | st.text())
 def test_any_text_is_a_source_or_refused(uri: str) -> None:
-    for repository in (FileRepository(), PyPIRepository()):
+    for repository in (FileRepository(ROOT), PyPIRepository()):
         try:
             repository.check(uri)
         except InvalidArgumentError as error:
             assert error.violations[0].field == "source_uri"  # noqa: PT017
         else:
             assert uri.startswith(repository.scheme + ":")
+
+
+def package(folder: Path, name: str = "elser", archive: bytes = b"archive", **says: object) -> Path:
+    """Write a package's files; nothing here looks into its archive."""
+    metadata = {
+        "packaged_model_id": name,
+        "size": len(archive),
+        "sha256": hashlib.sha256(archive).hexdigest(),
+        "vocabulary_file": f"{name}.vocab.json",
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.metadata.json").write_text(json.dumps(metadata | says))
+    (folder / f"{name}.pt").write_bytes(archive)
+    (folder / f"{name}.vocab.json").write_text('{"vocabulary": ["a"]}')
+    return folder
+
+
+CANONICAL = ["package.metadata.json", "package.pt", "package.vocab.json"]
+
+
+@pytest.mark.parametrize("named", ["", "elser.metadata.json"])
+def test_a_package_is_copied_under_its_names_here(tmp_path: Path, target: Path, tree: Tree, named: str) -> None:
+    folder = package(tmp_path / "elser")
+    (folder / "README.md").write_text("x")
+    fetch(folder / named, target, sha256=hashlib.sha256(b"archive").hexdigest())
+    assert sorted(tree(target)) == CANONICAL
+
+
+def test_of_several_packages_one_is_named(tmp_path: Path, target: Path, tree: Tree) -> None:
+    folder = package(package(tmp_path / "both"), "other")
+    with pytest.raises(FailedPreconditionError, match=r"holds 2 packages .*file://…/elser.metadata.json"):
+        fetch(folder, target)
+    fetch(folder / "other.metadata.json", target)
+    assert sorted(tree(target)) == CANONICAL
+
+
+@pytest.mark.parametrize(
+    ("says", "reason", "message"),
+    [
+        ({"size": 6}, "SIZE_MISMATCH", "7 bytes instead of the 6"),
+        ({"sha256": "0" * 64}, "CHECKSUM_MISMATCH", "has SHA-256"),
+        ({"size": None}, "PACKAGE_UNUSABLE", "size"),
+        ({"packaged_model_id": "../secret"}, "PACKAGE_UNUSABLE", "no plain name"),
+        ({"packaged_model_id": "/etc/secret"}, "PACKAGE_UNUSABLE", "no plain name"),
+        ({"vocabulary_file": "../secret.json"}, "PACKAGE_UNUSABLE", "vocabulary_file"),
+        ({"vocabulary_file": "absent.json"}, "MODEL_UNUSABLE", "lacks absent.json"),
+        ({"vocabulary_file": "link.json"}, "MODEL_UNUSABLE", '"link.json" is a link that leads out'),
+        ({"vocabulary_file": "long.json"}, "SOURCE_UNUSABLE", "20,000,001 bytes or more, over the 20,000,000"),
+    ],
+)
+def test_a_package_of_no_use_says_why(
+    tmp_path: Path, target: Path, tree: Tree, says: dict[str, object], reason: str, message: str
+) -> None:
+    folder = package(tmp_path / "elser", **says)
+    (tmp_path / "secret.json").write_text("secret")
+    (folder / "link.json").symlink_to(tmp_path / "secret.json")
+    with (folder / "long.json").open("wb") as sink:
+        sink.truncate(20_000_001)
+    for source in (folder, folder / "elser.metadata.json"):
+        with pytest.raises(FailedPreconditionError, match=message) as caught:
+            fetch(source, target)
+        assert caught.value.reason_code == reason
+        assert tree(target) == {}
+
+
+def test_sources_lie_in_the_folder_of_models(tmp_path: Path, source: Path, target: Path, tree: Tree) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    repository = FileRepository(models)
+    for uri in (f"file://{source}", f"file://{tmp_path}", f"file://{models}-2/x"):
+        with pytest.raises(InvalidArgumentError, match="does not lie in the folder that the setting model_folder"):
+            repository.check(uri)
+    (models / "out").symlink_to(source)
+    repository.check(f"file://{models}/out")
+    for name in ("out", "out/config.json.metadata.json"):
+        with pytest.raises(FailedPreconditionError, match=r"leads out of the folder .* model_folder") as caught:
+            repository.fetch(f"file://{models}/{name}", target, scratch=target, sha256="", report=nothing)
+        assert caught.value.reason_code == "SOURCE_LEADS_OUT"
+    assert tree(target) == {}
+    source.rename(models / "in")
+    (models / "also").symlink_to("in")
+    repository.fetch(f"file://{models}/also", target, scratch=target, sha256="", report=nothing)
+    assert len(tree(target)) == 3
+
+
+def test_without_a_folder_of_models_there_are_no_file_sources(source: Path) -> None:
+    with pytest.raises(FailedPreconditionError, match="set model_folder") as caught:
+        FileRepository(None).check(f"file://{source}")
+    assert caught.value.reason_code == "MODEL_FOLDER_NOT_SET"
