@@ -8,7 +8,7 @@ import pytest
 from termwise.server.inference.memory import allocate, give_back_memory
 
 
-@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 4096, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 4096, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
 def test_memory_begins_on_a_cache_line_and_can_be_written_to_its_end(size: int) -> None:
     memory = allocate(size)
     memory.fill(7)
