@@ -67,7 +67,8 @@ def _part_facts(part: NetworkPart | StaticFolder, config: ExpansionConfig) -> di
     if part.pooling.muted:
         facts["muted"] = "special"
     if isinstance(part.folder, PlainFolder):
-        figures = {key: value for key, value in part.folder.config.items() if key not in _IDLE}
+        stated = part.folder.config.items()
+        figures = {key: value for key, value in stated if key not in _IDLE and value is not None}
         return facts | {"architecture": part.folder.name, "config": figures}
     return facts | _packed_facts(part.folder)
 

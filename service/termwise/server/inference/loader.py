@@ -16,6 +16,7 @@ from termwise.server.inference.fast import load_fast
 from termwise.server.inference.files import unusable
 from termwise.server.inference.fingerprints import fingerprint_sides
 from termwise.server.inference.modules import NetworkPart, open_model
+from termwise.server.inference.plain_folder import MODERN_BERT, PlainFolder
 from termwise.server.inference.sided import SidedEncoder
 from termwise.server.inference.static import StaticEncoder, StaticFolder, Table, load_table
 from termwise.server.inference.text import TextTokenizer, open_tokenizer
@@ -163,7 +164,13 @@ def _load_network(
             if error.reason_code != "PARITY_FAILED" or computing.precision not in {"auto", "float32"}:
                 raise
             _log.warning("the fast path is not used: %s", error.message)
-    from termwise.server.inference.plain_network import load_plain  # noqa: PLC0415 - imports torch and transformers
+    if isinstance(part.folder, PlainFolder) and part.folder.name == MODERN_BERT and not summed:
+        from termwise.server.inference.modern import load_modern  # noqa: PLC0415 - imports torch
+
+        encoder = load_modern(part.folder, config, tokenizer, fingerprints, computing, weighing)
+        if encoder is not None:
+            return encoder
+    from termwise.server.inference.plain_network import load_plain  # noqa: PLC0415 - imports torch
 
     return load_plain(
         part.folder.path, config, tokenizer, fingerprints, computing, weighing, logarithms if summed else 0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+MODERN_BERT = "ModernBertForMaskedLM"
 _FLOAT32_BYTES = 4
 # Most positions that a configuration may name: some models make a table of them as they are built.
 _MOST_POSITIONS = 1 << 20
@@ -119,6 +120,8 @@ def _model_class(config: Mapping[str, Any]) -> str:
     wanted = ", ".join(stated) or f'model type "{kind}"'
     if not isinstance(kind, str):
         raise _unsupported(wanted, 'config.json has no "model_type"')
+    if kind == "modernbert" and stated == [MODERN_BERT]:  # its path needs no transformers
+        return MODERN_BERT
     classes, kinds = _known_classes()
     if kind not in kinds:
         own = ", and code that comes with a model is never run" if config.get("auto_map") else ""

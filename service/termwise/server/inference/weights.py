@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from termwise.server.inference.artefacts import ModelFolder
+    from termwise.server.inference.plain_folder import PlainFolder
 
 _BFLOAT16 = "BF16"
 # NumPy's types by the names of the safetensors format; numbers of two bytes that it lacks are read as they lie.
@@ -35,7 +36,7 @@ _TYPES = {
 }
 
 
-def read_weights(folder: ModelFolder) -> dict[str, NDArray[np.float32]]:
+def read_weights(folder: ModelFolder | PlainFolder) -> dict[str, NDArray[np.float32]]:
     """Read all weights of an opened folder into memory as float32, under today's names.
 
     Raises:
