@@ -1,0 +1,94 @@
+"""A kill -9 amid starts and stops: what was acknowledged is as it was said to be, and what is there works."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from termwise.v1 import trained_models_pb2 as pb
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODEL = ".splade_tiny"
+CALLERS = 3
+
+
+@dataclass
+class Wishes:
+    """One caller's deployments: which may be there. An id has both states while a call about it is on its way."""
+
+    number: int
+    allowed: dict[str, set[bool]] = field(default_factory=dict)
+    acknowledged: int = 0
+    end: Any = None
+
+    def __post_init__(self) -> None:
+        self.allowed = {f"caller{self.number}-{place}": {False} for place in range(3)}
+
+    def call(self, server: Any, chance: random.Random) -> None:
+        """Start what is not there, or stop what is, until the server is gone."""
+        while True:
+            name, states = chance.choice(list(self.allowed.items()))
+            (there,) = states
+            self.allowed[name] = {True, False}
+            try:
+                if there:
+                    server.models.StopDeployment(pb.StopDeploymentRequest(deployment_id=name), timeout=60)
+                else:
+                    request = pb.StartDeploymentRequest(model_id=MODEL, deployment_id=name)
+                    request.wait_for = chance.choice([request.WAIT_FOR_STARTING, request.WAIT_FOR_STARTED])
+                    server.models.StartDeployment(request, timeout=60)
+            except grpc.RpcError as error:
+                self.end = error
+                return
+            self.allowed[name] = {not there}
+            self.acknowledged += 1
+
+
+def kill_and_compare(launch: Any, data: Path, kills: int) -> None:
+    chance = random.Random(11)
+    wishes = [Wishes(number) for number in range(CALLERS)]
+    server = launch(data)
+    for turn in range(kills):
+        target = sum(each.acknowledged for each in wishes) + chance.randint(3, 25)
+        callers = [threading.Thread(target=each.call, args=(server, random.Random(chance.random()))) for each in wishes]
+        for caller in callers:
+            caller.start()
+        while sum(each.acknowledged for each in wishes) < target:
+            assert any(caller.is_alive() for caller in callers), "the callers gave up"
+            threading.Event().wait(0.002)
+        server.process.kill()
+        for caller in callers:
+            caller.join(30)
+        assert {each.end.code() for each in wishes} == {grpc.StatusCode.UNAVAILABLE}, wishes
+        server.kill()
+        server = launch(data)
+        server.wait_ready()
+        listed = server.models.ListDeployments(pb.ListDeploymentsRequest(page_size=100), timeout=30).deployments
+        states = {each.deployment_id: each.state for each in listed}
+        known = {name: allowed for each in wishes for name, allowed in each.allowed.items()}
+        assert states.keys() <= known.keys()
+        for name, allowed in known.items():
+            assert (name in states) in allowed, (turn, name, allowed)
+            assert server.check(f"deployment/{name}") == ("SERVING" if name in states else "NOT_FOUND")
+        for name in states:
+            answer = server.models.Infer(pb.InferRequest(deployment_id=name, texts=["is pluto a planet?"]), timeout=30)
+            assert answer.results[0].vector.tokens
+        for each in wishes:
+            each.allowed = {name: {name in states} for name in each.allowed}
+    assert server.stop() == 0
+
+
+def test_two_kills_amid_starts_and_stops_lose_nothing(launch: Any, fresh: Path) -> None:
+    kill_and_compare(launch, fresh, 2)
+
+
+@pytest.mark.slow
+def test_fifteen_kills_amid_starts_and_stops_lose_nothing(launch: Any, fresh: Path) -> None:
+    kill_and_compare(launch, fresh, 15)
