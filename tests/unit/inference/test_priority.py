@@ -172,6 +172,29 @@ async def test_low_work_ends_although_normal_work_comes_and_goes() -> None:
         assert len(await asyncio.wait_for(slow, 30)) == 100
 
 
+async def test_low_work_hardly_moves_beside_callers_who_never_stop_and_is_done_once_they_do() -> None:
+    async with AsyncExitStack() as stack:
+        gate = PriorityGate(1)
+        quick, slow = FakeEncoder(), FakeEncoder()
+        normal = Batcher(quick, allocations=1, threads=1, queue_capacity=100, gate=gate)
+        low = Batcher(slow, allocations=1, threads=1, queue_capacity=1000, gate=gate, low_priority=True, batch_tokens=2)
+        for batcher in (normal, low):
+            batcher.start()
+            stack.push_async_callback(batcher.close)
+        callers = [asyncio.create_task(ask_often(normal, caller, 100)) for caller in range(16)]
+        await settle()
+        backlog = asyncio.create_task(ask(low, *[f"low {number}" for number in range(500)]))
+        await asyncio.gather(*callers)
+        assert len(slow.batches) < 100
+        assert len(quick.batches) >= 100
+        assert len(await asyncio.wait_for(backlog, 60)) == 500
+
+
+async def ask_often(batcher: Batcher, caller: int, times: int) -> None:
+    for number in range(times):
+        await ask(batcher, f"{caller} {number}")
+
+
 @given(
     processors=st.integers(1, 4),
     steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.floats(0, 0.05)), max_size=40),
