@@ -246,7 +246,7 @@ async def test_delete_is_refused_while_a_deployment_runs_the_model(
 ) -> None:
     await life.catalog.put(context, NewModel("mine", f"file://{source}"), ModelWait.READY)
     store.insert_deployment(DeploymentRecord("for_search", "mine", 1, 1, 1, datetime.now(UTC)))
-    with pytest.raises(FailedPreconditionError, match='is run by deployment "for_search"; stop it first'):
+    with pytest.raises(FailedPreconditionError, match='is used by deployment "for_search"; stop it first'):
         await life.catalog.delete("mine")
     assert (await life.catalog.get("mine")).record.state is ModelState.READY
 

@@ -289,18 +289,19 @@ class ModelCatalog:
             self._deleting.discard(model_id)
 
     async def _check_unused(self, model_id: str, *, force: bool) -> None:
+        """Refuse to delete a model that deployments run (with `force` too), or that a pipeline or an index names."""
         deployments = await asyncio.to_thread(self._store.list_deployments)
-        users = [f'deployment "{each.deployment_id}"' for each in deployments if each.model_id == model_id]
-        cure = "stop it first" if len(users) == 1 else "stop them first"
-        if not users and not force:
-            names = (model_id, *self.aliases.of(model_id))
-            users = [user for name in names for user in await self._references(name)]
-            cure = "change that"
+        running = [each.deployment_id for each in deployments if each.model_id == model_id]
+        users = [f'deployment "{deployment_id}"' for deployment_id in running]
+        if not force:
+            names = dict.fromkeys((*running, model_id, *self.aliases.of(model_id)))
+            users += dict.fromkeys([user for name in names for user in await self._references(name)])
         if users:
+            cure = "stop it first" if running else "change that first"
             raise FailedPreconditionError(
                 f'Model "{model_id}" is used by {some(users)}; {cure}, or set force.',
                 reason="MODEL_IN_USE",
-                metadata={"model": model_id},
+                metadata={"model": model_id, "deployments": ",".join(running)},
                 resource=Resource("model", model_id),
             )
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+from datetime import timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from termwise.server.errors import FailedPreconditionError, Resource, TermwiseError, UnavailableError
 from termwise.server.inference.cache import CacheFacts
 from termwise.server.inference.statistics import Statistics
-from termwise.server.models.requests import AdaptiveAllocations, DeploymentWait
+from termwise.server.models.requests import DeploymentWait
 from termwise.server.models.scaling import Scaler
 from termwise.server.models.waiting import Signal
+from termwise.server.models.wishes import adaptive_allocations
 
 if TYPE_CHECKING:
-    import asyncio
     from datetime import datetime
 
     from termwise.server.inference.base import Encoder
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from termwise.server.metadata.records import DeploymentRecord
     from termwise.server.models.encoders import EncoderKey
     from termwise.server.models.memory import MemoryEstimate
+    from termwise.server.models.requests import AdaptiveAllocations
 
 
 NO_CACHE: Final = CacheFacts()
@@ -42,7 +45,7 @@ class Deployment:
     """A deployment as it stands.
 
     `precision`, `device` and `engine` are "" and `start_time` None until it is STARTED, `memory` None until its model
-    is READY. `pending` texts wait; `peak_allocation_count` is the most workers that it ever had.
+    is READY and while it is asleep. `pending` texts wait; `peak_allocation_count` is the most workers that it ever had.
     """
 
     record: DeploymentRecord
@@ -65,15 +68,8 @@ class Deployment:
         return adaptive_allocations(self.record)
 
 
-def adaptive_allocations(record: DeploymentRecord) -> AdaptiveAllocations | None:
-    """Give the limits of a deployment's allocations; None where their number is fixed."""
-    if not record.adaptive:
-        return None
-    return AdaptiveAllocations(record.min_number_of_allocations, record.max_number_of_allocations)
-
-
 class Runner:
-    """A deployment while it is here. `Deployments` moves it from state to state; `signal` fires at each move."""
+    """A deployment while it is here. `Lifecycle` moves it from state to state; `signal` fires at each move."""
 
     def __init__(self, record: DeploymentRecord, now: float) -> None:
         """Begin STARTING, with nothing; `now` is in monotonic seconds."""
@@ -85,7 +81,11 @@ class Runner:
         # How often in a row its workers died until it was given up.
         self.breakdowns = 0
         self.retry: asyncio.TimerHandle | None = None
+        # When it last came up, in monotonic seconds.
+        self.since = now
+        # What brings workers, what ends those that it had.
         self.waking: asyncio.Task[None] | None = None
+        self.resting: asyncio.Task[None] | None = None
         self.state = DeploymentState.STARTING
         self.failure: TermwiseError | None = None
         self.key: EncoderKey | None = None
@@ -101,6 +101,11 @@ class Runner:
     def is_asleep(self) -> bool:
         """Whether it has no workers, since nothing was asked of it for long; the next text wakes it."""
         return self.state is DeploymentState.STARTED and self.batcher is None
+
+    @property
+    def is_waking(self) -> bool:
+        """Whether workers are on their way to one that is asleep."""
+        return self.waking is not None and not self.waking.done()
 
     @property
     def pending(self) -> int:
@@ -153,23 +158,29 @@ class Runner:
             resource=Resource("deployment", deployment_id),
         )
 
-    def _cure(self) -> str:
-        if self.failure is not None and self.failure.reason_code == "MODEL_FAILED":
-            return "The deployment starts once the model is there."
-        return "Stop it, then start it again."
-
-    def unready(self) -> FailedPreconditionError:
-        """Make the error for whoever wants texts expanded now."""
+    def unready(self) -> TermwiseError:
+        """Make the error for whoever wants texts expanded now, or the deployment changed."""
+        deployment_id, why = self.record.deployment_id, self.failure.message if self.failure else ""
+        metadata = {"deployment": deployment_id, "state": self.state.value}
+        if self.retry is not None and self.state is DeploymentState.FAILED:
+            loop = asyncio.get_running_loop()
+            return UnavailableError(
+                f'Deployment "{deployment_id}" broke down: {why} It is started again by itself; retry then.',
+                reason="DEPLOYMENT_BROKE_DOWN",
+                metadata=metadata,
+                retry_after=timedelta(seconds=max(0.1, self.retry.when() - loop.time())),
+            )
+        lacks_model = self.failure is not None and self.failure.reason_code == "MODEL_FAILED"
+        cure = "The deployment starts once the model is there." if lacks_model else "Stop it, then start it again."
         what = {
             DeploymentState.STARTING: "is still starting; wait until it is STARTED.",
             DeploymentState.STARTED: "does not answer.",
             DeploymentState.STOPPING: "is stopping; start it again, or use another.",
-            DeploymentState.FAILED: f"failed to start: {self.failure.message if self.failure else ''} {self._cure()}",
+            DeploymentState.FAILED: f"failed to start: {why} {cure}",
         }[self.state]
-        deployment_id = self.record.deployment_id
         return FailedPreconditionError(
             f'Deployment "{deployment_id}" {what}',
             reason="DEPLOYMENT_NOT_STARTED",
-            metadata={"deployment": deployment_id, "state": self.state.value},
+            metadata=metadata,
             resource=Resource("deployment", deployment_id),
         )
