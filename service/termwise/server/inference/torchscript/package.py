@@ -23,6 +23,7 @@ from termwise.server.inference.torchscript.names import ARCHIVE, METADATA, VOCAB
 from termwise.server.inference.torchscript.pickles import PACKED, Made, Tensor, read_pickle, walk
 from termwise.server.inference.torchscript.refusals import unsafe, unusable
 from termwise.server.inference.torchscript.source import check_source
+from termwise.server.inference.torchscript.trial import try_out
 from termwise.server.inference.torchscript.vocabulary import Vocabulary, make_tokenizer, read_vocabulary
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def load_package(
 ) -> Encoder:
     """Load a package into the fast encoder where that answers as the archive does, and else run the archive.
 
-    Blocking: call it in a thread of its own. For the arguments see `loader.load_encoder`.
+    Blocking: call it in a thread of its own. For the arguments see `loader.load_encoder`; where there is a `cache`, an
+    archive first runs in a process of its own (see `trial`), once.
 
     Raises:
         FailedPreconditionError: the package cannot be used or does not run here, or the device or the precision
@@ -130,7 +132,7 @@ def load_package(
     package = open_package(folder, config)
     # One worker is one thread of work: the tokenizer's own pool would take the other workers' processors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    runs = _Runs(package)
+    runs = _Runs(package, cache)
     if package.host is not None:
         try:
             return rehosting.load(package, runs.weights, Computing(threads, precision, cache, device))
@@ -158,8 +160,9 @@ def load_package(
 class _Runs:
     """The archive's own program, loaded when it is first asked for."""
 
-    def __init__(self, package: Package) -> None:
+    def __init__(self, package: Package, cache: Path | None) -> None:
         self._package = package
+        self._cache = cache
 
     @cached_property
     def program(self) -> Program:
@@ -167,6 +170,8 @@ class _Runs:
 
         package = self._package
         size, longest = len(package.vocabulary.tokens), package.tokenizer.max_tokens
+        if self._cache is not None:
+            try_out(package.path, size, longest, package.fingerprints[Side.DOCUMENT], self._cache)
         return Program(package.path / ARCHIVE, package.metadata, size, longest)
 
     def weights(self, texts: Any) -> list[Any]:
