@@ -2,7 +2,7 @@
 
 Left out on purpose: whatever reads or writes a file (`from_file`, `save`), waits for or starts other work (`fork`,
 `rpc_*`), reaches memory that is not its own (`as_strided`, `set_`, `resize_`, `_unsafe_*`) or that nobody has written
-(`empty` and its kin), moves a tensor to another device, or keeps something between two texts (`prim::SetAttr`).
+(`empty` and its kin), or keeps something between two texts (`prim::SetAttr`).
 """
 
 from __future__ import annotations
