@@ -20,6 +20,7 @@ from termwise.server.models.catalog import ModelCatalog
 from termwise.server.models.deployments import Deployments
 from termwise.server.models.repositories.file import FileRepository
 from termwise.server.models.repositories.pypi import PyPIRepository
+from termwise.server.models.stats import Statistics
 from termwise.server.rpc.interceptors import CallInterceptor
 from termwise.server.rpc.status import DETAILS_KEY
 from termwise.server.rpc.trained_models import TrainedModelsServicer
@@ -118,7 +119,7 @@ async def start(tmp_path: Path, serve: Any, held: Held) -> AsyncIterator[Callabl
             return ['pipeline "expand"'] if deployment_id == "used" else []
 
         deployments = Deployments(store, catalog, load=load, references=references)
-        servicer = TrainedModelsServicer(catalog, deployments)
+        servicer = TrainedModelsServicer(catalog, deployments, Statistics(catalog, deployments, references))
         closing.extend((deployments.close, catalog.close, lambda: asyncio.to_thread(store.close)))
         channel = await serve(
             lambda server: trained_models_pb2_grpc.add_TrainedModelsServicer_to_server(servicer, server)

@@ -47,7 +47,7 @@ async def test_whoever_may_not_is_refused(
         monkeypatch.setattr(module, "authorize", refuse)
     add = trained_models_pb2_grpc.add_TrainedModelsServicer_to_server
     channel = await serve(
-        lambda server: add(trained_models.TrainedModelsServicer(NOTHING, NOTHING), server),
+        lambda server: add(trained_models.TrainedModelsServicer(NOTHING, NOTHING, NOTHING), server),
         lambda server: pipeline_pb2_grpc.add_PipelineServicer_to_server(pipeline.PipelineServicer(NOTHING), server),
         lambda server: indices_pb2_grpc.add_IndicesServicer_to_server(
             indices.IndicesServicer(NOTHING, NOTHING, NOTHING), server

@@ -25,6 +25,7 @@ from termwise.server.metadata.folder import DataFolder
 from termwise.server.metadata.store import MetadataStore
 from termwise.server.models.catalog import ModelCatalog
 from termwise.server.models.deployments import Deployments
+from termwise.server.models.memory import machine_memory_bytes
 from termwise.server.models.packaged import PACKAGED, BuiltInPackages
 from termwise.server.models.repositories.file import FileRepository
 from termwise.server.models.repositories.hf import HuggingFaceRepository
@@ -33,6 +34,7 @@ from termwise.server.models.repositories.packages import RepositoryPackages
 from termwise.server.models.repositories.pypi import PyPIRepository
 from termwise.server.models.repositories.web import Access
 from termwise.server.models.runner import DeploymentState
+from termwise.server.models.stats import Statistics
 from termwise.server.rpc.health import HealthServicer
 from termwise.server.rpc.indices import IndicesServicer
 from termwise.server.rpc.interceptors import CallInterceptor
@@ -153,7 +155,14 @@ class Service:
         )
         stack.push_async_callback(catalog.close)
         load = partial(_load, cache=folder.cache, device=settings.device)
-        deployments = Deployments(metadata, catalog, load=load, references=references, precision=settings.precision)
+        deployments = Deployments(
+            metadata,
+            catalog,
+            load=load,
+            references=references,
+            precision=settings.precision,
+            memory_bytes=settings.model_memory_bytes or machine_memory_bytes() * 3 // 4,
+        )
         stack.push_async_callback(deployments.close)
         pipelines = Pipelines(metadata, deployments, indices)
         searching = ThreadPoolExecutor(_search_threads(settings.search_threads), thread_name_prefix="search")
@@ -177,7 +186,9 @@ class Service:
         limits = BulkLimits(outstanding_operations=settings.bulk_outstanding_operations)
         add_services(
             server,
-            trained_models=TrainedModelsServicer(catalog, deployments),
+            trained_models=TrainedModelsServicer(
+                catalog, deployments, Statistics(catalog, deployments, pipelines.references_to_deployment)
+            ),
             pipeline=PipelineServicer(pipelines),
             indices=IndicesServicer(indices, writer, Bulk(writer, limits)),
             search=SearchServicer(Searcher(indices, deployments, searching, _pairing(metadata))),

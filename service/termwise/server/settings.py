@@ -78,6 +78,13 @@ class Settings(BaseSettings):
     model_downloads_at_once: int = Field(
         4, ge=1, le=64, description="Models that are downloaded side by side; later ones wait their turn."
     )
+    model_memory_bytes: int = Field(
+        0,
+        ge=0,
+        le=1 << 50,
+        description="Most memory that all deployments may take together, by estimate, in bytes; a start beyond it is "
+        "refused. 0: three quarters of the machine's.",
+    )
     storage: str = Field(
         "tantivy", min_length=1, description="Storage backend of indices that name none: an entry point's name."
     )

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from termwise.server.context import authorize
 from termwise.server.errors import TermwiseError
@@ -15,6 +15,7 @@ from termwise.server.rpc.context import request_context
 from termwise.server.rpc.convert import deployments as deploying
 from termwise.server.rpc.convert import inference as inferring
 from termwise.server.rpc.convert import models as modelling
+from termwise.server.rpc.convert.statistics import model_statistics
 from termwise.v1 import trained_models_pb2 as pb
 from termwise.v1 import trained_models_pb2_grpc
 
@@ -25,17 +26,22 @@ if TYPE_CHECKING:
 
     from termwise.server.models.catalog import ModelCatalog
     from termwise.server.models.deployments import Deployments
+    from termwise.server.models.stats import Statistics
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+
+Message = TypeVar("Message")
 
 
 class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
     """Models and deployments. Errors of the domain are raised; an interceptor makes them statuses."""
 
-    def __init__(self, catalog: ModelCatalog, deployments: Deployments) -> None:
+    def __init__(self, catalog: ModelCatalog, deployments: Deployments, statistics: Statistics) -> None:
         """Serve these."""
         self._catalog = catalog
         self._deployments = deployments
+        self._statistics = statistics
         self._streams = TextStreams(deployments)
 
     async def PutTrainedModel(
@@ -62,7 +68,7 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         authorize(request_context(grpc_context), "models.read", "model/*")
         size = paging.page_size(request.page_size)
         after = paging.after_token(request.page_token, "ListTrainedModels")
-        found = await self._catalog.list(after, size + 1)
+        found = await self._catalog.list(after, size + 1, patterns=tuple(request.model_ids), tags=tuple(request.tags))
         models, token = paging.page(found, size, "ListTrainedModels", lambda model: model.record.model_id)
         return pb.ListTrainedModelsResponse(
             trained_models=[modelling.trained_model(model) for model in models], next_page_token=token
@@ -72,8 +78,9 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         self, request: pb.DeleteTrainedModelRequest, grpc_context: Context
     ) -> pb.DeleteTrainedModelResponse:
         """Delete a model."""
-        authorize(request_context(grpc_context), "models.write", f"model/{request.model_id}")
-        await self._catalog.delete(modelling.model_id(request))
+        context = request_context(grpc_context)
+        authorize(context, "models.write", f"model/{request.model_id}")
+        await self._deployments.delete_model(context, modelling.model_id(request), force=request.force)
         return pb.DeleteTrainedModelResponse()
 
     async def DownloadTrainedModel(
@@ -85,16 +92,61 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         async for progress in self._catalog.download(context, modelling.model_id(request)):
             yield pb.DownloadTrainedModelResponse(progress=modelling.progress(progress))
 
+    async def CancelDownload(
+        self, request: pb.CancelDownloadRequest, grpc_context: Context
+    ) -> pb.CancelDownloadResponse:
+        """End a download."""
+        authorize(request_context(grpc_context), "models.write", f"model/{request.model_id}")
+        model = await self._catalog.cancel(modelling.model_id(request))
+        return pb.CancelDownloadResponse(trained_model=modelling.trained_model(model))
+
+    async def UploadTrainedModel(
+        self, request_iterator: AsyncIterator[pb.UploadTrainedModelRequest], grpc_context: Context
+    ) -> pb.UploadTrainedModelResponse:
+        """Take a model's files."""
+        first = await anext(request_iterator, pb.UploadTrainedModelRequest())
+        authorize(request_context(grpc_context), "models.write", f"model/{first.header.model_id}")
+        model = await self._catalog.upload(modelling.upload_parts(_chain(first, request_iterator)))
+        return pb.UploadTrainedModelResponse(trained_model=modelling.trained_model(model))
+
+    async def PutModelAlias(self, request: pb.PutModelAliasRequest, grpc_context: Context) -> pb.PutModelAliasResponse:
+        """Give a model another name."""
+        authorize(request_context(grpc_context), "models.write", f"model/{request.model_id}")
+        model = await self._catalog.put_alias(
+            modelling.alias(request), modelling.model_id(request), reassign=request.reassign
+        )
+        return pb.PutModelAliasResponse(trained_model=modelling.trained_model(model))
+
+    async def DeleteModelAlias(
+        self, request: pb.DeleteModelAliasRequest, grpc_context: Context
+    ) -> pb.DeleteModelAliasResponse:
+        """Take a model's other name away."""
+        authorize(request_context(grpc_context), "models.write", f"model/{request.model_id or request.alias}")
+        await self._catalog.delete_alias(modelling.alias(request), request.model_id)
+        return pb.DeleteModelAliasResponse()
+
     async def StartDeployment(
         self, request: pb.StartDeploymentRequest, grpc_context: Context
     ) -> pb.StartDeploymentResponse:
         """Start a deployment."""
         context = request_context(grpc_context)
         authorize(context, "deployments.write", f"deployment/{request.deployment_id or request.model_id}")
-        deployment = await self._deployments.start(
-            context, deploying.new_deployment(request), deploying.deployment_wait(request)
-        )
+        new, wait = deploying.new_deployment(request), deploying.deployment_wait(request)
+        if request.validate_only:
+            deployment = await self._deployments.estimate(new)
+        else:
+            deployment = await self._deployments.start(context, new, wait)
         return pb.StartDeploymentResponse(deployment=deploying.deployment(deployment))
+
+    async def UpdateDeployment(
+        self, request: pb.UpdateDeploymentRequest, grpc_context: Context
+    ) -> pb.UpdateDeploymentResponse:
+        """Change a deployment."""
+        authorize(request_context(grpc_context), "deployments.write", f"deployment/{request.deployment_id}")
+        deployment = await self._deployments.update(
+            deploying.deployment_id(request), deploying.deployment_update(request)
+        )
+        return pb.UpdateDeploymentResponse(deployment=deploying.deployment(deployment))
 
     async def StopDeployment(
         self, request: pb.StopDeploymentRequest, grpc_context: Context
@@ -124,6 +176,27 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
             deployments=[deploying.deployment(deployment) for deployment in deployments], next_page_token=token
         )
 
+    async def ClearDeploymentCache(
+        self, request: pb.ClearDeploymentCacheRequest, grpc_context: Context
+    ) -> pb.ClearDeploymentCacheResponse:
+        """Forget what a deployment keeps."""
+        authorize(request_context(grpc_context), "deployments.write", f"deployment/{request.deployment_id}")
+        self._deployments.clear_cache(deploying.deployment_id(request))
+        return pb.ClearDeploymentCacheResponse()
+
+    async def GetTrainedModelStats(
+        self, request: pb.GetTrainedModelStatsRequest, grpc_context: Context
+    ) -> pb.GetTrainedModelStatsResponse:
+        """Give a page of figures."""
+        authorize(request_context(grpc_context), "models.read", "model/*")
+        size = paging.page_size(request.page_size)
+        after = paging.after_token(request.page_token, "GetTrainedModelStats")
+        found = await self._statistics.gather(tuple(request.model_ids), after, size + 1)
+        models, token = paging.page(found, size, "GetTrainedModelStats", lambda each: each.model.record.model_id)
+        return pb.GetTrainedModelStatsResponse(
+            trained_model_stats=[model_statistics(each) for each in models], next_page_token=token
+        )
+
     async def Infer(self, request: pb.InferRequest, grpc_context: Context) -> pb.InferResponse:
         """Expand texts."""
         context = request_context(grpc_context)
@@ -148,3 +221,9 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
                     yield inferring.stream_answer(answer, token_ids=first.options.include_token_ids)
         except TermwiseError as error:
             raise inferring.in_stream(error) from error
+
+
+async def _chain(first: Message, rest: AsyncIterator[Message]) -> AsyncIterator[Message]:
+    yield first
+    async for each in rest:
+        yield each

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from termwise.server.errors import invalid_field
-from termwise.server.models.requests import DeploymentWait, NewDeployment
+from termwise.server.models.requests import AdaptiveAllocations, DeploymentUpdate, DeploymentWait, NewDeployment
 from termwise.server.models.runner import DeploymentState
 from termwise.server.rpc.convert.values import known, timestamp
 from termwise.v1 import trained_models_pb2 as pb
@@ -13,6 +13,8 @@ from termwise.v1 import trained_models_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from termwise.server.metadata.records import DeploymentRecord
+    from termwise.server.models.memory import MemoryEstimate
     from termwise.server.models.runner import Deployment
 
 _DEPLOYMENT_WAITS: Final = {
@@ -28,14 +30,12 @@ _PRECISIONS: Final[Mapping[int, str]] = {
     pb.Deployment.PRECISION_BFLOAT16: "bfloat16",
     pb.Deployment.PRECISION_INT8: "int8",
 }
-_PRECISION_NUMBERS: Final[Mapping[str, Any]] = {name: number for number, name in _PRECISIONS.items()}
-_PRECISIONS: Final[Mapping[int, str]] = {
-    pb.Deployment.PRECISION_UNSPECIFIED: "",
-    pb.Deployment.PRECISION_AUTO: "auto",
-    pb.Deployment.PRECISION_FLOAT32: "float32",
-    pb.Deployment.PRECISION_BFLOAT16: "bfloat16",
-    pb.Deployment.PRECISION_INT8: "int8",
+_PRIORITIES: Final[Mapping[int, str]] = {
+    pb.Deployment.PRIORITY_UNSPECIFIED: "normal",
+    pb.Deployment.PRIORITY_NORMAL: "normal",
+    pb.Deployment.PRIORITY_LOW: "low",
 }
+_PRIORITY_NUMBERS: Final[Mapping[str, Any]] = {name: number for number, name in _PRIORITIES.items()}
 _PRECISION_NUMBERS: Final[Mapping[str, Any]] = {name: number for number, name in _PRECISIONS.items()}
 _DEPLOYMENT_STATES: Final = {
     DeploymentState.STARTING: pb.Deployment.STATE_STARTING,
@@ -71,7 +71,28 @@ def new_deployment(request: pb.StartDeploymentRequest) -> NewDeployment:
         if request.HasField(name)
     }
     precision = known(_PRECISIONS, request.precision, "precision")
-    return NewDeployment(request.model_id, request.deployment_id, precision=precision, **given)
+    return NewDeployment(
+        request.model_id,
+        request.deployment_id,
+        precision=precision,
+        priority=known(_PRIORITIES, request.priority, "priority"),
+        adaptive=_adaptive(request),
+        **given,
+    )
+
+
+def deployment_update(request: pb.UpdateDeploymentRequest) -> DeploymentUpdate:
+    """Read what a deployment shall have from now on."""
+    number = request.number_of_allocations if request.HasField("number_of_allocations") else None
+    return DeploymentUpdate(number, _adaptive(request))
+
+
+def _adaptive(request: pb.StartDeploymentRequest | pb.UpdateDeploymentRequest) -> AdaptiveAllocations | None:
+    if not request.HasField("adaptive_allocations"):
+        return None
+    limits = request.adaptive_allocations
+    most = limits.max_number_of_allocations if limits.HasField("max_number_of_allocations") else None
+    return AdaptiveAllocations(limits.min_number_of_allocations, most)
 
 
 def deployment_wait(request: pb.StartDeploymentRequest) -> DeploymentWait:
@@ -98,6 +119,29 @@ def deployment(running: Deployment) -> pb.Deployment:
         cache_hit_count=running.cache.hits,
         cache_miss_count=running.cache.misses,
         error=running.error,
+        priority=_PRIORITY_NUMBERS[record.priority],
+        adaptive_allocations=_adaptive_message(record),
+        memory=None if running.memory is None else _memory(running.memory),
+        engine=running.engine,
+        peak_allocation_count=running.peak_allocation_count,
         create_time=timestamp(record.create_time),
         start_time=None if running.start_time is None else timestamp(running.start_time),
+    )
+
+
+def _memory(estimate: MemoryEstimate) -> pb.MemoryEstimate:
+    return pb.MemoryEstimate(
+        weights_bytes=estimate.weights_bytes,
+        per_allocation_bytes=estimate.per_allocation_bytes,
+        cache_bytes=estimate.cache_bytes,
+        total_bytes=estimate.total_bytes,
+    )
+
+
+def _adaptive_message(record: DeploymentRecord) -> pb.AdaptiveAllocations | None:
+    if not record.adaptive:
+        return None
+    return pb.AdaptiveAllocations(
+        min_number_of_allocations=record.min_number_of_allocations,
+        max_number_of_allocations=record.max_number_of_allocations,
     )
