@@ -14,6 +14,7 @@ from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmb
 
 from byte_pairs import write_byte_pairs
 from termwise.client import Client, Document
+from termwise.v1 import trained_models_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,8 +62,9 @@ def test_other_layouts_from_a_folder_to_hits(launch: Callable[..., Any], folders
             client.models.put(name, source_uri=f"file://{folders / name}")
             list(client.models.download(name))
             model = client.models.get(name)
+            assert trained_models_pb2.TrainedModel.Layout.Name(model.layout) == f"LAYOUT_{layout.upper()}"
             assert (model.fingerprint == model.query_fingerprint) == (layout == "transformers")
-            assert client.deployments.start(name, deployment_id=f"{name}_1")
+            assert client.deployments.start(name, deployment_id=f"{name}_1").engine == engine
         ask_both_sides(client, folders)
 
         field = {"model_id": "routed", "search_deployment_id": "routed_1"}
