@@ -5,7 +5,9 @@ import json
 import random
 import shutil
 import socket
+import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,11 +29,12 @@ from web_server import WebServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Tree = Callable[[Path], dict[str, bytes]]
 
-QUICK = Patience(connect_seconds=2, silence_seconds=0.4, attempts=3, first_pause_seconds=0.01)
+QUICK = Patience(
+    connect_seconds=2, silence_seconds=0.4, window_seconds=0.3, window_bytes=100, attempts=3, first_pause_seconds=0.01
+)
 ARCHIVE_BYTES = random.Random(1).randbytes(6 << 20)
 VOCABULARY_BYTES = b'{"vocabulary": ["[PAD]"]}'
 PT = "/models/elser.pt"
@@ -77,7 +80,7 @@ class Place:
         shutil.rmtree(self.folder)
         self.folder.mkdir()
         self.steps.clear()
-        repository = HttpRepository("http", access or Access(), patience)
+        repository = HttpRepository(url.partition(":")[0], access or Access(), patience)
         repository.fetch(url, self.folder, scratch=self.scratch, sha256=sha256, report=self.report)
 
 
@@ -185,6 +188,11 @@ def saying(**says: Any) -> Callable[[WebServer], Any]:
     return lambda web: web.files.update(package(**says))
 
 
+def unsaid(web: WebServer) -> None:
+    web.ranges = web.lengths = False
+    web.files["/models/elser.vocab.json"] = bytes(20_000_001)
+
+
 def overlong(web: WebServer) -> None:
     web.ranges = web.lengths = False
     web.files[PT] += b"x"
@@ -202,6 +210,7 @@ FAULTS: dict[str, tuple[Callable[[WebServer], Any], str, str]] = {
     "500": (doing(statuses={PT: [500] * 20}), "SOURCE_BROKEN", "HTTP 500"),
     "cuts": (doing(cut_after=1), "SOURCE_UNREACHABLE", "cut off"),
     "slow": (doing(hold_after=1 << 20), "SOURCE_UNREACHABLE", "silent for too long"),
+    "drip": (doing(drip_seconds=0.02), "SOURCE_UNREACHABLE", "cut off"),
     "redirect": (
         doing(redirects={PT: "http://me:hunter2@example.com/elser.pt?key=hunter2"}),
         "REDIRECT_REFUSED",
@@ -212,6 +221,7 @@ FAULTS: dict[str, tuple[Callable[[WebServer], Any], str, str]] = {
     "metadata": (holding(metadata_json=b"{"), "PACKAGE_UNUSABLE", "not readable JSON"),
     "long metadata": (holding(metadata_json=b" " * 1_000_001), "SOURCE_UNUSABLE", "over the 1,000,000"),
     "long vocabulary": (holding(vocab_json=bytes(20_000_001)), "SOURCE_UNUSABLE", "over the 20,000,000"),
+    "long vocabulary unsaid": (unsaid, "SOURCE_UNUSABLE", "over the 20,000,000"),
     "no sha256": (saying(sha256=None), "PACKAGE_UNUSABLE", "sha256"),
     "id leads out": (saying(packaged_model_id="../elser"), "PACKAGE_UNUSABLE", "no plain name"),
 }
@@ -288,6 +298,21 @@ def test_a_proxy_is_used_and_its_credentials_are_in_no_message(web: WebServer, p
     with pytest.raises(UnavailableError) as caught:
         place.fetch(url, access=Access(proxy="http://me:hunter2@127.0.0.1:1"))
     assert "hunter2" not in caught.value.message
+
+
+def test_certificates_are_looked_at(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = str(tmp_path / "both.pem")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=models -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", certificate, "-out", tmp_path / "ca.pem"], check=True, timeout=60)
+    with Path(certificate).open("a") as both:
+        both.write((tmp_path / "ca.pem").read_text())
+    with WebServer(package(), certificate=certificate) as web:
+        with pytest.raises(UnavailableError, match="its certificate is not trusted; name its authority's file"):
+            place.fetch(elser(web))
+        assert web.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        place.fetch(elser(web))
+        assert_whole(place)
 
 
 def test_a_full_disk_is_said_to_be_one(web: WebServer, place: Place, small_disk: Callable[[int], Any]) -> None:

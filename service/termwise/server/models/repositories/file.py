@@ -14,9 +14,9 @@ from termwise.server.inference.torchscript.metadata import read_metadata
 from termwise.server.inference.torchscript.names import VOCABULARY_LIMIT_BYTES
 from termwise.server.models import artifacts
 from termwise.server.models.package_files import as_package, holds_package
+from termwise.server.models.repositories.answers import too_long
 from termwise.server.models.repositories.base import CHUNK
 from termwise.server.models.repositories.locations import METADATA_END, archive_name, is_package
-from termwise.server.models.repositories.web import too_long
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

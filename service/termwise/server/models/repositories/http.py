@@ -9,9 +9,10 @@ from termwise.server.inference.torchscript.metadata import read_metadata
 from termwise.server.inference.torchscript.names import ARCHIVE, METADATA, VOCABULARY, VOCABULARY_LIMIT_BYTES
 from termwise.server.models import artifacts
 from termwise.server.models.repositories import listing
+from termwise.server.models.repositories.answers import shown, too_long
 from termwise.server.models.repositories.locations import archive_name, below, check_web, folder_of, is_package
 from termwise.server.models.repositories.transfer import take
-from termwise.server.models.repositories.web import Meter, Patience, Session, shown, too_long
+from termwise.server.models.repositories.web import Meter, Patience, Session
 
 if TYPE_CHECKING:
     from pathlib import Path

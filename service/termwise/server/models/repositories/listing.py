@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from termwise.server.errors import TermwiseError
 from termwise.server.models import artifacts
+from termwise.server.models.repositories.answers import is_absent, shown
 from termwise.server.models.repositories.locations import below, check_name
-from termwise.server.models.repositories.web import is_absent, shown
 
 if TYPE_CHECKING:
     from termwise.server.models.repositories.web import Session

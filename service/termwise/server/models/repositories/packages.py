@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from termwise.server.errors import FailedPreconditionError, TermwiseError, UnavailableError
 from termwise.server.inference.torchscript.metadata import read_metadata
 from termwise.server.models.packaged import PackagedModel
+from termwise.server.models.repositories.answers import is_absent, shown
 from termwise.server.models.repositories.http import read_raw
 from termwise.server.models.repositories.locations import METADATA_END, below, package_of
-from termwise.server.models.repositories.web import HURRIED, Session, is_absent, shown
+from termwise.server.models.repositories.web import HURRIED, Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

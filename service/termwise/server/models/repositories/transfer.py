@@ -6,14 +6,13 @@ Its size and its SHA-256 are compared with what they should be, whatever way it 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from termwise.server.errors import FailedPreconditionError, UnavailableError
 from termwise.server.models import artifacts
+from termwise.server.models.repositories.answers import PassingError, RangeRefusedError, content_range, length, shown
 from termwise.server.models.repositories.ranges import Part
-from termwise.server.models.repositories.web import PassingError, RangeRefusedError, content_range, length, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,7 +149,7 @@ class _Transfer:
         try:
             with self._session.get(self._url, headers) as response:
                 self._check_range(response, start, end)
-                for block in self._blocks(response):
+                for block in self._session.blocks(self._url, response):
                     wanted = block[: end - start]
                     self._file.write(start, wanted)
                     start += len(wanted)
@@ -160,7 +159,7 @@ class _Transfer:
         except RangeRefusedError:
             raise _ChangedError from None
         if start < end:
-            raise self._cut_off()
+            raise cut_off(self._url)
 
     def _check_range(self, response: httpx2.Response, start: int, end: int) -> None:
         if response.status_code != _PARTIAL:  # the whole file: it is another one now, or ranges work no longer
@@ -178,7 +177,7 @@ class _Transfer:
             said = length(response.headers)
             if said is not None and said != self._file.size:
                 raise _ChangedError
-            for block in self._blocks(response):
+            for block in self._session.blocks(self._url, response):
                 place += len(block)
                 if place > self._file.size:
                     break
@@ -186,24 +185,4 @@ class _Transfer:
         if place > self._file.size:
             raise wrong_size(shown(self._url), place, self._file.size)
         if place < self._file.size:
-            raise self._cut_off()
-
-    def _blocks(self, response: httpx2.Response) -> Iterator[bytes]:
-        """Give a body's bytes as they come; a stream that hardly moves is cut off."""
-        patience = self._session.patience
-        until, came = time.monotonic() + patience.window_seconds, 0
-        for block in response.iter_raw():
-            self._session.check()
-            yield block
-            came += len(block)
-            if (now := time.monotonic()) >= until:
-                if came < patience.window_bytes:
-                    raise self._cut_off()
-                until, came = now + patience.window_seconds, 0
-
-    def _cut_off(self) -> PassingError:
-        return PassingError(
-            UnavailableError(
-                f"{shown(self._url)} was cut off by the server or the network.", reason="SOURCE_UNREACHABLE"
-            )
-        )
+            raise cut_off(self._url)

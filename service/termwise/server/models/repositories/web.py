@@ -5,15 +5,27 @@ Nothing that it says or logs holds a user name, a password or a query.
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import urljoin, urlsplit, urlunsplit
 
-from termwise.server.errors import FailedPreconditionError, TermwiseError, UnavailableError
+from termwise.server.models.repositories.answers import (
+    PassingError,
+    RangeRefusedError,
+    check_answer,
+    content_range,
+    cut_off,
+    length,
+    redirected,
+    shown,
+    too_long,
+    unreachable,
+    unusable,
+    validator,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,11 +44,6 @@ _JOIN_SECONDS: Final = 2.0
 """How long threads may take to end. One that waits for a connection is left to its own end: it touches no file."""
 _MOST_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_PASSING: Final = frozenset({408, 425, 429})
-_MOST_PAUSE_ASKED: Final = 60.0
-"""Longest `Retry-After`, in seconds, that is waited for."""
-_CONTENT_RANGE: Final = re.compile(r"bytes (?:(?P<first>\d+)-(?P<last>\d+)|\*)/(?P<size>\d+|\*)")
-_REASON: Final = re.compile(r"\[Errno -?\d+\] (?P<reason>[A-Z][A-Za-z ,]+[a-z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +63,7 @@ class Patience:
     longest_pause_seconds: float = 15.0
 
 
-HURRIED: Final = Patience(connect_seconds=5.0, silence_seconds=10.0, attempts=2)
+HURRIED: Final = Patience(connect_seconds=5.0, silence_seconds=10.0, window_seconds=10.0, attempts=2)
 """For whoever waits in a call."""
 
 
@@ -113,25 +120,6 @@ class Meter:
         """Tell that the file in hand is there."""
         self._before += self._now
         self._now = 0
-
-
-class PassingError(Exception):
-    """What may go away by itself. `verdict` is the error for the caller once patience has ended."""
-
-    def __init__(self, verdict: UnavailableError, pause: float = 0.0) -> None:
-        """Take the shortest pause, in seconds, before another try."""
-        super().__init__(verdict.message)
-        self.verdict = verdict
-        self.pause = pause
-
-
-class RangeRefusedError(Exception):
-    """The server has nothing at that range (416). `size` is the file's, where it says so."""
-
-    def __init__(self, size: int | None) -> None:
-        """Take the size."""
-        super().__init__("416")
-        self.size = size
 
 
 class StoppedError(Exception):
@@ -250,27 +238,39 @@ class Session:
                     "GET", url, headers={"Accept-Encoding": "identity", **(headers or {})}
                 )
                 response = self._client.send(request, stream=True, auth=self.access.credentials(url))
-            except (httpx2.TransportError, httpx2.InvalidURL) as error:
-                raise _unreachable(url, error) from None
+            except (httpx2.TransportError, httpx2.InvalidURL, UnicodeError) as error:
+                raise unreachable(url, error) from None
             stream = response.extensions.get("network_stream")
             with self._lock:
                 self._streams.add(stream)
             try:
                 if response.status_code in _REDIRECTS:
-                    url = _redirected(url, response.headers.get("location", ""))
+                    url = redirected(url, response.headers.get("location", ""))
                     continue
-                _check(url, response)
+                check_answer(url, response)
                 self.check()
                 yield response
             except httpx2.TransportError as error:
                 self.check()
-                raise _unreachable(url, error) from None
+                raise unreachable(url, error) from None
             finally:
                 with self._lock:
                     self._streams.discard(stream)
                 response.close()
             return
-        raise _unusable(f"{shown(url)} leads from one address to the next without end")
+        raise unusable(f"{shown(url)} leads from one address to the next without end")
+
+    def blocks(self, url: str, response: httpx2.Response) -> Iterator[bytes]:
+        """Give a body's bytes as they come. One that hardly moves is cut off: PassingError."""
+        until, came = time.monotonic() + self.patience.window_seconds, 0
+        for block in response.iter_raw():
+            self.check()
+            yield block
+            came += len(block)
+            if (now := time.monotonic()) >= until:
+                if came < self.patience.window_bytes:
+                    raise cut_off(url)
+                until, came = now + self.patience.window_seconds, 0
 
     def probe(self, url: str) -> Remote:
         """Ask what a file is, without its bytes; errors as `get`, once patience has ended."""
@@ -280,14 +280,14 @@ class Session:
         try:
             with self.get(url, {"Range": "bytes=0-0"}) as response:
                 headers = response.headers
-                validator = _validator(headers)
+                tag = validator(headers)
                 if response.status_code == 206:  # noqa: PLR2004 - the status itself
                     _, _, size = content_range(headers)
-                    return Remote(size, size is not None, validator)
-                return Remote(length(headers), ranges=False, validator=validator)
+                    return Remote(size, size is not None, tag)
+                return Remote(length(headers), ranges=False, validator=tag)
         except RangeRefusedError as error:
             if error.size != 0:
-                raise _unusable(f"{shown(url)} refuses its own first byte") from None
+                raise unusable(f"{shown(url)} refuses its own first byte") from None
             return Remote(0, ranges=False, validator="")
 
     def read(self, url: str, limit: int, what: str) -> bytes:
@@ -301,8 +301,7 @@ class Session:
             size = known or 0
             if size <= limit:
                 size = 0
-                for block in response.iter_raw():
-                    self.check()
+                for block in self.blocks(url, response):
                     size += len(block)
                     blocks.append(block)
                     if size > limit:
@@ -315,122 +314,3 @@ class Session:
 def _raise_first(failures: list[BaseException]) -> None:
     if failures:
         raise failures[0]
-
-
-def too_long(what: str, size: int, limit: int) -> FailedPreconditionError:
-    """Make the error for a file that is longer than one may be; `what` is what it is, with its article."""
-    return _unusable(f"{what} has {size:,} bytes or more, over the {limit:,} that it may have")
-
-
-def shown(url: str) -> str:
-    """Give a URL as people may see it: without user, password, query and fragment."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
-    """Read `Content-Range`: the first byte, the last one, and the file's size; None for what it does not say."""
-    match = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip().lower())
-    if match is None:
-        return None, None, None
-    first, last, size = match["first"], match["last"], match["size"]
-    return int(first) if first else None, int(last) if last else None, int(size) if size != "*" else None
-
-
-def length(headers: Mapping[str, str]) -> int | None:
-    """Read `Content-Length`; None where it is not said."""
-    text = headers.get("content-length", "")
-    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
-
-
-def _validator(headers: Mapping[str, str]) -> str:
-    """Give what goes into `If-Range`: a weak ETag may not (RFC 9110, 13.1.5)."""
-    etag: str = headers.get("etag", "")
-    return etag if etag and not etag.startswith("W/") else headers.get("last-modified", "")
-
-
-def _check(url: str, response: httpx2.Response) -> None:
-    status = response.status_code
-    where = shown(url)
-    if status in {200, 206}:
-        if response.headers.get("content-encoding", "identity").lower() not in {"", "identity"}:
-            raise _unusable(f"{where} comes compressed by its server, which was asked not to")
-        return
-    if status == 416:  # noqa: PLR2004 - the status itself
-        raise RangeRefusedError(content_range(response.headers)[2])
-    if status in {404, 410}:
-        raise FailedPreconditionError(f"There is no file at {where} (HTTP {status}).", reason="SOURCE_NOT_FOUND")
-    if status in {401, 403}:
-        raise FailedPreconditionError(
-            f"{where} is denied (HTTP {status}); check the settings model_repository, model_repository_username and "
-            "model_repository_password.",
-            reason="SOURCE_DENIED",
-        )
-    if status == 407:  # noqa: PLR2004 - the status itself
-        raise FailedPreconditionError(
-            f"The proxy on the way to {where} wants other credentials (HTTP 407); check the setting model_proxy.",
-            reason="SOURCE_DENIED",
-        )
-    if status in _PASSING or status >= 500:  # noqa: PLR2004 - the server's own errors
-        verdict = UnavailableError(
-            f"{where} cannot be had now (HTTP {status}); try again later.", reason="SOURCE_BROKEN"
-        )
-        asked = response.headers.get("retry-after", "")
-        raise PassingError(verdict, min(float(asked), _MOST_PAUSE_ASKED) if re.fullmatch(r"\d{1,6}", asked) else 0.0)
-    raise _unusable(f"{where} answers with HTTP {status}")
-
-
-def _redirected(url: str, location: str) -> str:
-    there, here = urljoin(url, location), urlsplit(url)
-    try:
-        parts = urlsplit(there)
-        same = (parts.scheme, parts.hostname, _port(parts)) == (here.scheme, here.hostname, _port(here))
-    except ValueError:
-        same = False
-    if not location or not same or "@" in parts.netloc:
-        where = shown(there) if location else "nowhere"
-        raise FailedPreconditionError(
-            f"{shown(url)} redirects to {where[:200]}; only redirects to the same host, port and scheme are followed.",
-            reason="REDIRECT_REFUSED",
-        )
-    return there
-
-
-def _port(parts: Any) -> int | None:
-    return parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _unreachable(url: str, error: Exception) -> PassingError:
-    """Reduce what went wrong on the way to one sentence; the error's own text may name a proxy."""
-    import httpx2  # noqa: PLC0415 - loaded already
-
-    place = urlsplit(shown(url))
-    host = f"{place.scheme}://{place.netloc}"
-    text = str(error)
-    if isinstance(error, httpx2.ProxyError):
-        status = re.search(r"\b[45]\d\d\b", text)
-        because = f"the proxy refuses (HTTP {status[0]})" if status else "the proxy refuses"
-        verdict = UnavailableError(f"{host} cannot be reached: {because}; check the setting model_proxy.")
-    elif isinstance(error, httpx2.ConnectTimeout | httpx2.ConnectError):
-        reason = _REASON.search(text)
-        because = "it does not answer" if isinstance(error, httpx2.ConnectTimeout) else "no connection"
-        if "CERTIFICATE_VERIFY_FAILED" in text:
-            because = "its certificate is not trusted; name its authority's file in SSL_CERT_FILE"
-        elif reason:
-            because = reason["reason"].lower()
-        verdict = UnavailableError(f"{host} cannot be reached: {because}.")
-    elif isinstance(error, httpx2.TimeoutException):
-        verdict = UnavailableError(f"{shown(url)} stopped coming: the server was silent for too long.")
-    else:
-        verdict = UnavailableError(f"{shown(url)} was cut off by the server or the network.")
-    verdict.reason_code = "SOURCE_UNREACHABLE"
-    return PassingError(verdict)
-
-
-def _unusable(sentence: str) -> FailedPreconditionError:
-    return FailedPreconditionError(f"{sentence}.", reason="SOURCE_UNUSABLE")
-
-
-def is_absent(error: TermwiseError) -> bool:
-    """Tell whether an error says that there is no such file."""
-    return error.reason_code == "SOURCE_NOT_FOUND"
