@@ -109,21 +109,31 @@ def store(tmp_path: Path) -> Iterator[MetadataStore]:
 
 @pytest.fixture
 async def live(store: MetadataStore, models: Path) -> AsyncIterator[Callable[..., Life]]:
-    """Begin a server's life: `life = live()`. `load` makes each encoder. All lives end with the test."""
+    """Begin a server's life: `life = live()`. `load` makes each encoder; `limits` are arguments of `Deployments`.
+
+    All lives end with the test.
+    """
     lives: list[Life] = []
 
-    def begin(load: Callable[[], Any] = FakeEncoder, packaged: Any = PACKAGED, precision: str = "auto") -> Life:
+    def begin(
+        load: Callable[[], Any] = FakeEncoder, packaged: Any = PACKAGED, precision: str = "auto", **limits: Any
+    ) -> Life:
         repository = HeldRepository()
+        users: dict[str, list[str]] = {}
+
+        async def references(deployment_id: str) -> list[str]:
+            return users.get(deployment_id, [])
+
         catalog = ModelCatalog(
             store,
             models,
             repositories=[PyPIRepository(), FileRepository(Path("/")), repository],
             inspect=facts,
             packages=BuiltInPackages(packaged),
+            references=references,
         )
         health: list[tuple[str, bool]] = []
         encoders: list[FakeEncoder] = []
-        users: dict[str, list[str]] = {}
         precisions: list[str] = []
 
         def make(folder: Path, config: ExpansionConfig, threads: int, precision: str) -> FakeEncoder:
@@ -134,9 +144,6 @@ async def live(store: MetadataStore, models: Path) -> AsyncIterator[Callable[...
             encoders.append(life.load())
             return encoders[-1]
 
-        async def references(deployment_id: str) -> list[str]:
-            return users.get(deployment_id, [])
-
         deployments = Deployments(
             store,
             catalog,
@@ -144,6 +151,7 @@ async def live(store: MetadataStore, models: Path) -> AsyncIterator[Callable[...
             references=references,
             on_change=lambda *change: health.append(change),
             precision=precision,
+            **limits,
         )
         life = Life(catalog, deployments, repository, health, encoders, load, users, precisions)
         lives.append(life)
