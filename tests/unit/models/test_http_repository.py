@@ -193,6 +193,11 @@ def unsaid(web: WebServer) -> None:
     web.files["/models/elser.vocab.json"] = bytes(20_000_001)
 
 
+def truncated(web: WebServer) -> None:
+    web.ranges = web.lengths = False
+    web.files[PT] = web.files[PT][:-1]
+
+
 def overlong(web: WebServer) -> None:
     web.ranges = web.lengths = False
     web.files[PT] += b"x"
@@ -202,6 +207,7 @@ FAULTS: dict[str, tuple[Callable[[WebServer], Any], str, str]] = {
     "truncated": (holding(pt=ARCHIVE_BYTES[:1_000]), "SIZE_MISMATCH", "1,000 bytes instead of the 6,291,456"),
     "longer": (holding(pt=ARCHIVE_BYTES + b"x"), "SIZE_MISMATCH", "6,291,457 bytes instead of the 6,291,456"),
     "longer unsaid": (overlong, "SIZE_MISMATCH", "6,291,457 bytes instead of the 6,291,456"),
+    "truncated unsaid": (truncated, "SOURCE_UNREACHABLE", "cut off"),
     "hash": (holding(pt=bytes(len(ARCHIVE_BYTES))), "CHECKSUM_MISMATCH", "has SHA-256"),
     "404": (without("/models/elser.metadata.json"), "SOURCE_NOT_FOUND", "no file at http://127.0.0.1"),
     "404 archive": (without(PT), "SOURCE_NOT_FOUND", "elser.pt"),

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from termwise.server.errors import FailedPreconditionError, UnavailableError
 from termwise.server.models import artifacts
-from termwise.server.models.repositories.answers import PassingError, RangeRefusedError, content_range, length, shown
+from termwise.server.models.repositories.answers import (
+    PassingError,
+    RangeRefusedError,
+    content_range,
+    cut_off,
+    length,
+    shown,
+)
 from termwise.server.models.repositories.ranges import Part
 
 if TYPE_CHECKING:
