@@ -217,6 +217,14 @@ def test_members_that_do_not_belong_are_refused(
     assert said in error.message
 
 
+def test_an_archive_may_have_been_called_anything(good: bytes, folder: Path) -> None:
+    members = read_members(good)
+    top = next(iter(members)).split("/")[0]
+    renamed = {name.replace(f"{top}/", "mod\u00e8le (2)/", 1): held for name, held in members.items()}
+    replace_archive(folder, write_members(renamed))
+    assert load_package(folder, CONFIG).engine == "torchscript"
+
+
 def test_a_member_twice_is_refused(good: bytes, folder: Path) -> None:
     members = list(read_members(good).items())
     with pytest.warns(UserWarning, match="Duplicate"):
@@ -279,6 +287,12 @@ EDITS: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("name", lambda code: code.replace(b"    counts = self.counts", b"    counts = open"), '"open"'),
     ("call", lambda code: code.replace(b"    counts = self.counts", b'    counts = exec("x")'), '"exec"'),
     ("attribute", lambda code: code.replace(b"self.counts", b"self.__class__"), '"__class__"'),
+    ("shadow", lambda code: code.replace(b"position_ids", b"torch"), "another meaning"),
+    (
+        "shadow by assignment",
+        lambda code: code.replace(b"    counts = ", b"    ops = 1\n    counts = ", 1),
+        "another meaning",
+    ),
     ("syntax", lambda code: code.replace(b"(Module)", b"(Module", 1), "not TorchScript"),
     ("nesting", lambda code: code.replace(b"torch.ge(", b"torch.ge(" + b"-" * 300, 1), "levels"),
     ("itself", lambda code: code.replace(b"(counts).forward(", b"(self).forward("), "calls itself"),

@@ -36,7 +36,8 @@ _PICKLES: Final = ("data.pkl", "constants.pkl")
 _INPUTS: Final = "traced_inputs.pkl"
 _STORES: Final = ("data", "constants", "traced_inputs")
 _PLAIN: Final = ("version", "byteorder", ".format_version", ".storage_alignment")
-_NAME: Final = re.compile(r"[A-Za-z0-9_.+\-]+(/[A-Za-z0-9_.+\-]+)+")
+# The folder at the top is called as the file was when it was saved.
+_NAME: Final = re.compile(r"[^/\\\x00-\x1f]+(/[A-Za-z0-9_.+\-]+)+")
 # Of pickles in any protocol from 2 on; older ones begin with a letter, and are no zip either.
 _PICKLE_START: Final = b"\x80"
 

@@ -48,7 +48,8 @@ _BUILTINS: Final = frozenset(
     | {"tuple", "list", "round", "zip", "enumerate", "complex", "hash", "ord", "chr"}
 )
 _NAMES: Final = frozenset(["inf", "nan", "infj", "nanj", "self"])
-_ROOTS: Final = ("torch", "ops", "__torch__", "CONSTANTS")
+ROOTS: Final = ("torch", "ops", "__torch__", "CONSTANTS")
+"""What dotted names begin with that mean something from outside a function; nothing in it may be called so."""
 _DEEPEST_CALLS: Final = 200
 
 
@@ -113,7 +114,7 @@ class Body:
             for node in ast.walk(statement):
                 self.nodes += 1
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    if node.id in _ROOTS:
+                    if node.id in ROOTS:
                         raise unsafe(f"{file} gives {node.id} another meaning")
                     self.bound.add(node.id)
         reader = _Reader(self, definitions, file)
@@ -186,7 +187,7 @@ class _Reader:
     def _attribute(self, node: ast.Attribute) -> None:
         path = _dotted(node)
         root = path[0] if path else ""
-        if root in _ROOTS and root not in self._body.bound:
+        if root in ROOTS:
             self._global(root, path)
         elif (
             isinstance(node.ctx, ast.Store)

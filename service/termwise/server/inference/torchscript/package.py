@@ -14,6 +14,7 @@ from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.base import Side
 from termwise.server.inference.computing import Computing, refuse_device, refuse_precision
 from termwise.server.inference.extraction import Weighing
+from termwise.server.inference.hardware import set_compute_threads
 from termwise.server.inference.loader import ModelFacts
 from termwise.server.inference.text import TextRules, TextTokenizer
 from termwise.server.inference.torchscript import rehosting
@@ -132,7 +133,7 @@ def load_package(
     package = open_package(folder, config)
     # One worker is one thread of work: the tokenizer's own pool would take the other workers' processors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    runs = _Runs(package, cache)
+    runs = _Runs(package, cache, threads)
     if package.host is not None:
         try:
             return rehosting.load(package, runs.weights, Computing(threads, precision, cache, device))
@@ -146,10 +147,8 @@ def load_package(
         raise refuse_device("This TorchScript model runs on the processor alone; set auto or cpu.")
     if precision not in {"auto", package.precision}:
         raise refuse_precision(f"this TorchScript model computes in {package.precision}", "PRECISION_UNSUPPORTED")
-    from termwise.server.inference.hardware import set_compute_threads  # noqa: PLC0415
     from termwise.server.inference.splade import SpladeEncoder  # noqa: PLC0415
 
-    set_compute_threads(threads)
     # The archive's answers are weights already.
     weighing = Weighing(logarithms=0)
     return SpladeEncoder(
@@ -160,14 +159,17 @@ def load_package(
 class _Runs:
     """The archive's own program, loaded when it is first asked for."""
 
-    def __init__(self, package: Package, cache: Path | None) -> None:
+    def __init__(self, package: Package, cache: Path | None, threads: int) -> None:
         self._package = package
         self._cache = cache
+        self._threads = threads
 
     @cached_property
     def program(self) -> Program:
         from termwise.server.inference.torchscript.program import Program  # noqa: PLC0415 - imports torch
 
+        # After that: what is set before torch is there does not reach it.
+        set_compute_threads(self._threads)
         package = self._package
         size, longest = len(package.vocabulary.tokens), package.tokenizer.max_tokens
         if self._cache is not None:

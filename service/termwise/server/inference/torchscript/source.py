@@ -13,7 +13,7 @@ import re
 import tokenize
 from typing import TYPE_CHECKING, Final
 
-from termwise.server.inference.torchscript.expressions import Body, Definitions, Klass
+from termwise.server.inference.torchscript.expressions import ROOTS, Body, Definitions, Klass
 from termwise.server.inference.torchscript.refusals import unsafe
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def _function(name: str, statement: ast.FunctionDef) -> Body:
         _check_literal(name, default)
     every = [*arguments.args, *arguments.kwonlyargs]
     for argument in every:
+        if argument.arg in ROOTS:
+            raise unsafe(f"{name} gives {argument.arg} another meaning")
         if argument.annotation is not None:
             check_type(name, argument.annotation)
     if statement.returns is not None:
