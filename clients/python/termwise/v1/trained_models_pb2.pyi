@@ -378,13 +378,15 @@ class TextExpansionConfig(_message.Message):
     truncate: Global___TextExpansionConfig.Truncate.ValueType
     """What happens to longer texts."""
     document_prefix: _builtins.str
-    """Put before each document, such as "passage: ". Up to 1,024 characters."""
+    """Put before each document, such as "passage: ". Up to 1,024 characters. Empty: the prompt that the model's folder
+    states, if any.
+    """
     query_prefix: _builtins.str
-    """Put before each query. Up to 1,024 characters."""
+    """Put before each query. Up to 1,024 characters. Empty: the prompt that the model's folder states, if any."""
     document_max_terms: _builtins.int
-    """Keep only the heaviest tokens of a document. 0: all of them."""
+    """Keep only the heaviest tokens of a document. 0: as many as the model's folder states, or else all of them."""
     query_max_terms: _builtins.int
-    """Keep only the heaviest tokens of a query. 0: all of them."""
+    """Keep only the heaviest tokens of a query. 0: as many as the model's folder states, or else all of them."""
     min_weight: _builtins.float
     """Drop weights below this. 0: keep every positive weight."""
     def __init__(
