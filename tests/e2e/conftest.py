@@ -275,11 +275,11 @@ def blank(seed: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def serve(launch: Callable[..., Server], seed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Server]:
-    """Start a server with `for_search` and `for_ingest` started and the pipeline `expand`."""
+def serve(launch: Callable[..., Server], seed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Server]:
+    """Start a server with `for_search` and `for_ingest` started and the pipeline `expand`: `server = serve(*flags)`."""
 
-    def start() -> Server:
-        running = launch(shutil.copytree(seed, tmp_path_factory.mktemp("served") / "data"))
+    def start(*flags: str) -> Server:
+        running = launch(shutil.copytree(seed, tmp_path_factory.mktemp("served") / "data"), *flags)
         running.deploy("for_search", "for_ingest")
         running.put_pipeline()
         return running
@@ -288,7 +288,7 @@ def serve(launch: Callable[..., Server], seed: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="session")
-def server(serve: Callable[[], Server]) -> Server:
+def server(serve: Callable[..., Server]) -> Server:
     """The server of tests that leave its models, deployments and pipelines as they were, and name indices by module."""
     return serve()
 
