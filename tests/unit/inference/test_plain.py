@@ -179,7 +179,7 @@ def test_absurd_configurations_are_explained(folder: Path, changes: dict[str, An
     start = time.process_time()
     with pytest.raises(FailedPreconditionError, match=message):
         inspect_model(folder, CONFIG)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10
 
 
 def test_a_model_far_larger_than_its_files_is_not_built(folder: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_vocabulary_of_three_million_is_refused_at_once(
     start = time.process_time()
     with pytest.raises(FailedPreconditionError, match=r"knows 3000000 tokens and its weights 40"):
         inspect_model(folder, CONFIG)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10
 
 
 def test_a_huge_tokenizer_is_refused_unread(folder: Path) -> None:

@@ -59,13 +59,14 @@ def _build(path: Path) -> Any:
         )
     except FailedPreconditionError:
         raise
-    except MemoryError as error:
-        raise FailedPreconditionError(
-            "The model does not run here: out of memory; free some, or use a smaller model.",
-            reason="MODEL_DOES_NOT_RUN",
-        ) from error
     except Exception as error:  # whatever it is, the model cannot be run
         _log.warning("transformers does not load the model", exc_info=error)
+        # torch has no type for the processor's memory.
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            raise FailedPreconditionError(
+                "The model does not run here: out of memory; free some, or use a smaller model.",
+                reason="MODEL_DOES_NOT_RUN",
+            ) from error
         raise FailedPreconditionError(
             f"The model cannot be used: transformers does not load it ({type(error).__name__}); the server's log says "
             "more.",
