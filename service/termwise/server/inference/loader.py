@@ -179,6 +179,8 @@ def _load_network(
 
 def _check_vocabularies(texts: Sequence[TextTokenizer | Table]) -> None:
     """Refuse sides whose tokens have different ids: their vectors would share tokens by chance."""
+    if len(texts) == 1:
+        return
     first, last = texts[0].vocabulary, texts[-1].vocabulary
     pairs = enumerate(zip(first, last, strict=False))
     differing = next((number for number, (left, right) in pairs if left != right), None)
