@@ -384,3 +384,51 @@ def test_int8_layers_run(tiny: Path) -> None:
         found = np.zeros(14, np.float32)
         found[expansion.token_ids] = expansion.weights
         assert np.abs(found - weights).max() < (1e-6 if precision == "float32" else 0.05)
+
+
+class Written(torch.nn.Module):
+    """Of what people write: layers, a loop over them, lists, a dictionary, conditions, writing at places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(14, 16)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(16, 16) for _ in range(2)])
+        self.state = torch.nn.LSTM(16, 16, batch_first=True)
+        self.around = torch.nn.Conv1d(16, 16, 3, padding=1)
+        self.attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+        self.out = torch.nn.Linear(16, 14)
+
+    def forward(self, ids: Tensor, mask: Tensor, types: Tensor, places: Tensor) -> Tensor:  # noqa: ARG002
+        x = self.words(ids)
+        for layer in self.layers:
+            x = torch.nn.functional.gelu(layer(x)) + x
+        x = self.around(self.state(x)[0].transpose(1, 2)).transpose(1, 2)
+        x = self.attention(x, x, x)[0]
+        kept = {"x": x}
+        parts = [kept["x"] * (place + 1) for place in range(3)]
+        x = torch.cat(parts, 2)[:, :, 8:24]
+        assert x.dim() == 3, f"not {x.dim()}"
+        x[x > 5] = 5.0
+        return torch.log1p(torch.relu(self.out(torch.nn.functional.layer_norm(x, [16])))).max(1)[0]
+
+
+@pytest.mark.parametrize("how", ["traced", "frozen", "half the code scripted"])
+def test_what_people_write_passes(how: str, tiny: Path) -> None:
+    torch.manual_seed(2)
+    model = Written().eval()
+    ones = torch.ones(1, 6, dtype=torch.long)
+    module: Any = torch.jit.trace(model, (ones, ones, ones, ones), check_trace=False)
+    if how == "frozen":
+        module = torch.jit.freeze(module)
+    if how.startswith("half"):
+        # Attention's own code has a way that only a script sees, by operators that are not let through.
+        model.attention = torch.jit.trace(model.attention, (torch.ones(1, 6, 16),) * 3, check_trace=False)  # type: ignore[assignment]
+        module = torch.jit.script(model)
+    replace_archive(tiny, save(module))
+    encoder = load_encoder(tiny, ExpansionConfig(max_tokens=9))
+    text = "salmon farm planet pluto"
+    [expansion] = expand(encoder, [text])
+    expected = model(torch.tensor([encoder.tokenize([text], Side.QUERY)[0].ids]), ones, ones, ones)[0]
+    found = np.zeros(14, np.float32)
+    found[expansion.token_ids] = expansion.weights
+    assert np.abs(found - expected.detach().numpy()).max() < 1e-5

@@ -60,8 +60,8 @@ Bool Float Int IntImplicit FloatImplicit ScalarImplicit Complex __and__ __or__ _
 __contains__ __getitem__ __derive_index __range_length __lshift__ __rshift__ __iand__ __ior__ __ixor__ __interpolate
 _set_item append extend insert pop remove reverse clear keys values items get update setdefault copy index count len
 list dict format str ord chr hex bin oct lower upper strip lstrip rstrip split splitlines join replace startswith
-endswith find rfind isdigit isalpha isspace warn is_grad_enabled device divmod gcd factorial degrees radians fabs modf
-frexp ldexp copysign sorted slice mathremainder
+endswith find rfind isdigit isalpha isspace warn is_grad_enabled is_autocast_enabled device divmod gcd factorial
+degrees radians fabs modf frexp ldexp copysign sorted slice mathremainder
 """
 _IN_PLACE: Final = """
 abs add addcdiv addcmul addmm bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp clamp_max clamp_min
@@ -78,8 +78,8 @@ CHANCE: Final = frozenset(f"aten::{each}" for each in _CHANCE.split()) | {
 _PRIM: Final = """
 Constant DictConstruct GetAttr If ImplicitTensorToNum ListConstruct ListUnpack Loop NumToTensor RaiseException
 TupleConstruct TupleIndex TupleSlice TupleUnpack Uninitialized abs data device dtype grad is_cpu is_cuda is_meta
-is_mkldnn is_quantized is_sparse isinstance itemsize layout max min name ndim requires_grad shape tolist type
-unchecked_cast unchecked_unwrap_optional rangelist EnumName EnumValue StringIndex
+is_mkldnn is_nested is_quantized is_sparse isinstance itemsize layout max min name ndim requires_grad shape tolist
+type unchecked_cast unchecked_unwrap_optional rangelist EnumName EnumValue StringIndex
 """
 ALLOWED: Final = (
     frozenset(f"aten::{each}" for each in (_TENSOR + _PLAIN).split())
