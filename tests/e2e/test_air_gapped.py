@@ -221,7 +221,7 @@ def test_a_repository_that_breaks_is_tried_again(launch: Any, blank: Path, web: 
     web.files[ARCHIVE] = good
     assert [step.state for step in follow(server)][-1] == pb.TrainedModel.STATE_READY
 
-    with pytest.raises(grpc.RpcError) as caught:
+    with pytest.raises(grpc.RpcError, match=f"The model repository {web.url}/models has no such package") as caught:
         server.models.PutTrainedModel(pb.PutTrainedModelRequest(model_id=".elser_model_2"), timeout=30)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     web.__exit__(None, None, None)

@@ -152,7 +152,7 @@ class ModelCatalog:
         looking = asyncio.to_thread(self._packages.find, model.model_id)
         package = await within(context, looking, "The model repository did not answer in time; nothing was stored.")
         if package is None:
-            raise unknown_packaged(model.model_id, self._packages.built_in)
+            raise unknown_packaged(model.model_id, self._packages.built_in, self._packages.place)
         check_package(model, package)
         if package.metadata is not None:
             package.metadata.check_platform()

@@ -51,6 +51,11 @@ class PackageIndex(Protocol):
         """Those that are known without a look anywhere, by id."""
         ...
 
+    @property
+    def place(self) -> str:
+        """Where others are looked for, as people may see it; "" for nowhere."""
+        ...
+
     def find(self, model_id: str) -> PackagedModel | None:
         """Give the packaged model of an id; None where there is none. Blocks.
 
@@ -67,6 +72,7 @@ class BuiltInPackages:
     """The built-in ones alone."""
 
     built_in: Mapping[str, PackagedModel]
+    place: str = ""
 
     def find(self, model_id: str) -> PackagedModel | None:
         """Give the built-in model of an id."""

@@ -147,10 +147,12 @@ def check_package(model: NewModel, package: PackagedModel) -> None:
     check_config(model.config, package.max_tokens or None)
 
 
-def unknown_packaged(model_id: str, packaged: Mapping[str, PackagedModel]) -> NotFoundError:
-    """Make the error for an id that begins with a dot and is no packaged model's."""
+def unknown_packaged(model_id: str, packaged: Mapping[str, PackagedModel], place: str = "") -> NotFoundError:
+    """Make the error for an id that begins with a dot and is no packaged model's; `place` is the model repository."""
     names = ", ".join(sorted(packaged))
     hint = f"Only packaged models begin with a dot: {names}." if packaged else "There are no packaged models."
+    if place:
+        hint = f"The model repository {place} has no such package, nor is it built in: {names}."
     return not_found("model", model_id, packaged, field="model_id", hint=hint)
 
 

@@ -36,7 +36,7 @@ def check_web(uri: str) -> None:
         uri.startswith(f"{parts.scheme}://")
         and uri.isascii()
         and uri.isprintable()
-        and not set(' "<>\\^`{|}?#@') & set(uri)
+        and not set(' "<>\\^`{|}?#') & set(uri)
         and bool(re.fullmatch(r"[A-Za-z0-9.:\[\]_-]+", parts.netloc))
         and bool(parts.hostname)
         and port != 0

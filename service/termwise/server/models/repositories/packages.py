@@ -34,6 +34,7 @@ class RepositoryPackages:
     ) -> None:
         """Take the repository's URL: http://, https:// or file://."""
         self.built_in = built_in
+        self.place = shown(repository)
         self._base = repository.rstrip("/") + "/"
         self._access = access
         self._files = files
