@@ -254,7 +254,7 @@ def _sources(settings: Settings) -> tuple[Sequence[Repository], PackageIndex]:
     packages: PackageIndex = BuiltInPackages(PACKAGED)
     if settings.model_repository:
         packages = RepositoryPackages(settings.model_repository, PACKAGED, access=access, files=files)
-    return [PyPIRepository(), HuggingFaceRepository(), files, *web], packages
+    return [PyPIRepository(), HuggingFaceRepository(settings.model_download_streams), files, *web], packages
 
 
 def _password(settings: Settings) -> str:

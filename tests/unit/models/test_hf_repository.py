@@ -18,7 +18,7 @@ from termwise.server.errors import (
     UnavailableError,
 )
 from termwise.server.models import artifacts
-from termwise.server.models.repositories import hub as hub_module
+from termwise.server.models.repositories import hub_files
 from termwise.server.models.repositories.base import FetchStoppedError
 from termwise.server.models.repositories.hf import HuggingFaceRepository
 
@@ -41,7 +41,7 @@ def nothing(done: int, total: int) -> None:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants  # noqa: PLC0415 - slow to import
 
-    monkeypatch.setattr(hub_module, "_PAUSES_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(hub_files, "_PAUSES_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -66,8 +66,9 @@ def fetch(
     *,
     sha256: str = "",
     report: Callable[[int, int], None] = nothing,
+    streams: int = 1,
 ) -> None:
-    HuggingFaceRepository().fetch(uri, folders[0], scratch=folders[1], sha256=sha256, report=report)
+    HuggingFaceRepository(streams).fetch(uri, folders[0], scratch=folders[1], sha256=sha256, report=report)
 
 
 def test_takes_a_models_files_and_no_others(hub: Hub, folders: tuple[Path, Path], tree: Tree) -> None:
@@ -88,32 +89,46 @@ def test_a_folder_of_a_repository(hub: Hub, folders: tuple[Path, Path], tree: Tr
     assert tree(folders[0]) == MODEL
 
 
-def begin(hub: Hub, folders: tuple[Path, Path]) -> int:
-    """Stop a download midway, and give how many bytes of the weights it left."""
+def begin(hub: Hub, folders: tuple[Path, Path], streams: int = 1) -> int:
+    """Stop a download midway, and give how many bytes it had."""
     hub.hold_after = 2_000_000
+    steps = [0]
 
     def stop(done: int, total: int) -> None:
         del total
+        steps.append(done)
         if done >= 1_500_000 and hub.held.is_set():
             raise FetchStoppedError
 
     with pytest.raises(FetchStoppedError):
-        fetch(folders, report=stop)
+        fetch(folders, report=stop, streams=streams)
     hub.hold_after = None
     hub.go.set()
-    return (folders[1] / "files" / "model.safetensors").stat().st_size
+    return steps[-1]
 
 
-def test_what_is_there_is_not_fetched_again(hub: Hub, folders: tuple[Path, Path], tree: Tree) -> None:
+@pytest.mark.parametrize("streams", [1, 3])
+def test_what_is_there_is_not_fetched_again(hub: Hub, folders: tuple[Path, Path], tree: Tree, streams: int) -> None:
     hub.add("org/name", MODEL)
-    held = begin(hub, folders)
-    hub.starts.clear()
+    held = begin(hub, folders, streams)
+    hub.asked.clear()
     steps: list[int] = []
-    fetch(folders, report=lambda done, _: steps.append(done))
+    fetch(folders, report=lambda done, _: steps.append(done), streams=streams)
     assert tree(folders[0]) == MODEL
-    assert held >= 1_500_000
-    assert min(step for step in steps if step) > held
-    assert hub.starts == [("model.safetensors", held), ("tokenizer.json", 0)]
+    assert min(step for step in steps if step) >= held >= 1_500_000
+    assert sum(end - start for _, start, end in hub.asked) <= sum(map(len, MODEL.values())) - held
+
+
+def test_parts_come_side_by_side(hub: Hub, folders: tuple[Path, Path], tree: Tree) -> None:
+    hub.add("org/name", MODEL)
+    hub.cuts = [300_000, 1, 100_000]
+    hub.failures = [503]
+    fetch(folders, streams=3)
+    assert tree(folders[0]) == MODEL
+    starts = sorted(start for name, start, _ in hub.asked if name == "model.safetensors")
+    assert starts[0] == 0
+    assert {1_048_576, 2_097_152} < set(starts)
+    assert hub.bytes_sent == sum(map(len, MODEL.values()))
 
 
 def test_a_revision_is_resolved_once(hub: Hub, folders: tuple[Path, Path], tree: Tree) -> None:
@@ -131,15 +146,18 @@ def test_cuts_and_busy_answers_are_gone_over(hub: Hub, folders: tuple[Path, Path
     hub.cuts = [700_000, 100, 900_000]
     fetch(folders)
     assert tree(folders[0]) == MODEL
-    assert [start for name, start in hub.starts if name == "model.safetensors"] == [0, 700_000, 700_100, 1_600_100]
+    assert [start for name, start, _ in hub.asked if name == "model.safetensors"] == [0, 700_000, 700_100, 1_600_100]
 
 
-def test_a_server_without_ranges_sends_all_again(hub: Hub, folders: tuple[Path, Path], tree: Tree) -> None:
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_server_without_ranges_sends_all_again(
+    hub: Hub, folders: tuple[Path, Path], tree: Tree, streams: int
+) -> None:
     hub.add("org/name", MODEL)
     hub.ranges = False
     hub.cuts = [700_000]
     steps: list[tuple[int, int]] = []
-    fetch(folders, report=lambda done, total: steps.append((done, total)))
+    fetch(folders, report=lambda done, total: steps.append((done, total)), streams=streams)
     assert tree(folders[0]) == MODEL
     assert steps[-1][0] == steps[-1][1]
 
@@ -161,11 +179,12 @@ def test_altered_files_are_refused(hub: Hub, folders: tuple[Path, Path], name: s
     assert list(folders[0].iterdir()) == []
 
 
-def test_more_bytes_than_were_announced_are_refused(hub: Hub, folders: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_file_of_another_size_is_refused(hub: Hub, folders: tuple[Path, Path], streams: int) -> None:
     hub.add("org/name", MODEL)
     hub.altered["model.safetensors"] = bytes(4_000_000)
-    with pytest.raises(FailedPreconditionError, match=r"more of model.safetensors than the 3,000,000 bytes"):
-        fetch(folders)
+    with pytest.raises(FailedPreconditionError, match=r"another model.safetensors than the one of 3,000,000 bytes"):
+        fetch(folders, streams=streams)
 
 
 def test_sha256_is_that_of_the_weights(hub: Hub, folders: tuple[Path, Path]) -> None:

@@ -3,57 +3,45 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from termwise.server.models.repositories.base import FetchStoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from io import RawIOBase
-
-    from termwise.server.models.repositories.base import Report
 
 Result = TypeVar("Result")
 
 _TICK_SECONDS: Final = 0.1
 
 
-@dataclass(slots=True)
-class Progress:
-    """How far the work is, in bytes, and whether it shall end. Written by the work, read by who watches it."""
+class Wish:
+    """Whether a job shall end."""
 
-    done: int = 0
-    total: int = 0
-    _stopped: threading.Event = field(default_factory=threading.Event)
-    _writing: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self) -> None:
+        """Begin with a job that is wanted."""
+        self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Have the work end. Nothing is written once this returned."""
-        with self._writing:
-            self._stopped.set()
+        """Have the job end."""
+        self._stopped.set()
 
-    def write(self, sink: RawIOBase, block: bytes) -> None:
-        """Write to a file without a buffer, and count the bytes; raise FetchStoppedError once the work shall end."""
-        with self._writing:
-            if self._stopped.is_set():
-                raise FetchStoppedError
-            left = memoryview(block)
-            while left:
-                left = left[sink.write(left) or 0 :]
-            self.done += len(block)
+    def check(self) -> None:
+        """Raise FetchStoppedError once the job shall end."""
+        if self._stopped.is_set():
+            raise FetchStoppedError
 
     def wait(self, seconds: float) -> None:
-        """Wait; raise FetchStoppedError once the work shall end."""
+        """Wait; raise FetchStoppedError once the job shall end."""
         if self._stopped.wait(seconds):
             raise FetchStoppedError
 
 
-def attended(job: Callable[[], Result], progress: Progress, report: Report) -> Result:
-    """Run a job, reporting its progress every tenth of a second, and give what it gives.
+def attended(job: Callable[[], Result], wish: Wish, tick: Callable[[], None]) -> Result:
+    """Run a job, calling `tick` every tenth of a second, and give what it gives.
 
-    Where `report` raises, its error is raised at once. The job is told to stop, and left alone: it may hang in a read
-    until its connection's time limit; it writes nothing after that.
+    Where `tick` raises, its error is raised at once. The job is told to stop, and left alone: it may hang in a read
+    until its connection's time limit. So what it writes to has to refuse it after that.
     """
     results: list[Result] = []
     failures: list[BaseException] = []
@@ -70,11 +58,12 @@ def attended(job: Callable[[], Result], progress: Progress, report: Report) -> R
     threading.Thread(target=work, name="model-fetch", daemon=True).start()
     try:
         while not ended.wait(_TICK_SECONDS):
-            report(progress.done, progress.total)
-        report(progress.done, progress.total)
+            tick()
+        tick()
     except BaseException:
-        progress.stop()
+        wish.stop()
         raise
     if failures:
+        wish.stop()
         raise failures[0]
     return results[0]

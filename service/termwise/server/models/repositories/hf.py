@@ -10,6 +10,7 @@ A revision is resolved to a commit once and kept in the draft, so that a downloa
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
@@ -19,7 +20,9 @@ from termwise.server.inference.torchscript.names import ARCHIVE
 from termwise.server.models import artifacts
 from termwise.server.models.package_files import as_package, holds_package, is_archive
 from termwise.server.models.repositories import hub
-from termwise.server.models.repositories.attended import Progress, attended
+from termwise.server.models.repositories.attended import Wish, attended
+from termwise.server.models.repositories.hub_files import fetch_file
+from termwise.server.models.repositories.ranges import Part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +50,10 @@ class HuggingFaceRepository:
 
     scheme: Final = "hf"
 
+    def __init__(self, streams: int = 5) -> None:
+        """Take how many parts of a file come side by side."""
+        self._streams = streams
+
     def check(self, uri: str) -> None:
         """Refuse what is no `hf://org/name@revision/folder`."""
         _parse(uri)
@@ -54,21 +61,28 @@ class HuggingFaceRepository:
     def fetch(self, uri: str, folder: Path, *, scratch: Path, sha256: str, report: Report) -> None:
         """Fetch the files that are wanted, each checked against the hash that the Hub gives for it."""
         source = _parse(uri)
-        progress = Progress()
-        snapshot = attended(lambda: _find(source, scratch), progress, report)
+        wish = Wish()
+        snapshot = attended(lambda: _find(source, scratch), wish, lambda: report(0, 0))
         wanted = _wanted(snapshot, source)
         parts = {name: scratch / _FILES / name for name in wanted}
-        held = sum(min(file.size, _size(parts[name])) for name, file in wanted.items())
         total = sum(file.size for file in wanted.values())
-        artifacts.check_room(folder, total - held)
-        progress.done, progress.total = held, total
-
-        def fetch_all() -> None:
+        with ExitStack() as stack:
+            held = {}
             for name, file in wanted.items():
                 parts[name].parent.mkdir(parents=True, exist_ok=True)
-                hub.fetch_file(snapshot, file, parts[name], progress)
+                held[name] = stack.enter_context(Part(parts[name], file.size, f"{source.repo} {snapshot.commit}"))
+            artifacts.check_room(folder, total - sum(part.count for part in held.values()))
 
-        attended(fetch_all, progress, report)
+            def tick() -> None:
+                for part in held.values():
+                    part.note()
+                report(sum(part.count for part in held.values()), total)
+
+            def fetch_all() -> None:
+                for name, file in wanted.items():
+                    fetch_file(snapshot, file, held[name], wish, self._streams)
+
+            attended(fetch_all, wish, tick)
         for name, part in (as_package(parts) if holds_package(parts) else parts).items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +133,3 @@ def _wanted(snapshot: hub.Snapshot, source: hub.Source) -> dict[str, hub.HubFile
 
 def _may_be_package(name: PurePosixPath) -> bool:
     return is_archive(name) or (len(name.parts) == 1 and name.suffix == ".json")
-
-
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0

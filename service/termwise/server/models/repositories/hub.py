@@ -1,11 +1,7 @@
-"""What of the Hugging Face Hub a model's files need: which there are at a commit, and each of them, resumable.
-
-huggingface_hub itself begins a file anew after a cut between processes, so its session is used, and not its download.
-"""
+"""What the Hugging Face Hub, or its local cache, has of a model: which files there are at a commit."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +13,18 @@ import structlog
 from termwise.server.errors import FailedPreconditionError, TermwiseError, UnavailableError
 from termwise.server.inference.torchscript.names import ARCHIVE
 from termwise.server.models import artifacts
-from termwise.server.models.repositories.base import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from termwise.server.models.repositories.attended import Progress
-
-_TIMEOUT_SECONDS: Final = 20.0
+TIMEOUT_SECONDS: Final = 20.0
 """How long the Hub may be silent."""
-_PAUSES_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
-"""Between attempts that bring nothing."""
 _FIRST: Final = ("config.json", "modules.json", ARCHIVE)
 """One of these is in any model's folder."""
 _BUSY: Final = frozenset({408, 429})
-_TOO_FAR: Final = 416
-_PARTIAL: Final = 206
 _SERVER_ERRORS: Final = 500
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_SHA1: Final = re.compile(r"[0-9a-f]{40}")
+SHA1: Final = re.compile(r"[0-9a-f]{40}")
 
 _log = structlog.get_logger(__name__)
 
@@ -97,7 +86,7 @@ def find(source: Source, commit: str) -> Snapshot:
         return cached
     try:
         info = HfApi().model_info(
-            source.repo, revision=commit or source.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS
+            source.repo, revision=commit or source.revision, files_metadata=True, timeout=TIMEOUT_SECONDS
         )
     except (httpx2.HTTPError, OSError) as error:
         explained = explain(error, source)
@@ -123,7 +112,7 @@ def _cached(source: Source, revision: str) -> Snapshot | None:
     """Give a source as far as it lies in the local cache; None where it does not."""
     for first in _FIRST:
         name = f"{source.path}/{first}" if source.path else first
-        if (found := _cached_file(source.repo, name, revision, resolve=False)) is not None:
+        if (found := cached_file(source.repo, name, revision, resolve=False)) is not None:
             root = found.parents[name.count("/")]
             names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
             return Snapshot(source, root.name, tuple(_cached_files(source, root, names)))
@@ -132,14 +121,14 @@ def _cached(source: Source, revision: str) -> Snapshot | None:
 
 def _cached_files(source: Source, root: Path, names: list[str]) -> Iterator[HubFile]:
     for name in names:
-        if (cached := _cached_file(source.repo, name, root.name)) is not None:
+        if (cached := cached_file(source.repo, name, root.name)) is not None:
             # The cache calls a file by its hash: the SHA-256 of a large one, git's SHA-1 of others.
             sha256 = cached.name if _SHA256.fullmatch(cached.name) else ""
-            git_sha1 = cached.name if _SHA1.fullmatch(cached.name) else ""
+            git_sha1 = cached.name if SHA1.fullmatch(cached.name) else ""
             yield HubFile(name, cached.stat().st_size, sha256, git_sha1, cached)
 
 
-def _cached_file(repo: str, name: str, revision: str, *, resolve: bool = True) -> Path | None:
+def cached_file(repo: str, name: str, revision: str, *, resolve: bool = True) -> Path | None:
     """Give a file of the local cache, its links followed; None where it is not there, or leads out of the cache."""
     from huggingface_hub import constants, try_to_load_from_cache  # noqa: PLC0415
 
@@ -150,120 +139,6 @@ def _cached_file(repo: str, name: str, revision: str, *, resolve: bool = True) -
     if not real.is_file() or not real.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
         return None
     return real if resolve else Path(found)
-
-
-def fetch_file(snapshot: Snapshot, file: HubFile, part: Path, progress: Progress) -> None:
-    """Bring a file to `part`, going on from what is there, and check it.
-
-    Raises:
-        UnavailableError: the Hub cannot be reached, is busy or broken, after some attempts.
-        FailedPreconditionError: it does not give the file, or another one than it says.
-        FetchStoppedError: nobody wants it any more.
-
-    """
-    cached = file.cached or _cached_file(snapshot.source.repo, file.name, snapshot.commit)
-    if cached is not None and cached.stat().st_size == file.size:
-        _copy(cached, part, progress)
-    else:
-        _download(snapshot, file, part, progress)
-    problem = _problem(file, part)
-    if problem:
-        part.unlink()
-        raise FailedPreconditionError(
-            f"{file.name} of {snapshot.source} {problem}; it was altered on its way, or on the Hub.",
-            reason="CHECKSUM_MISMATCH",
-        )
-
-
-def _copy(cached: Path, part: Path, progress: Progress) -> None:
-    progress.done -= _held(part)
-    with cached.open("rb") as source, part.open("wb", buffering=0) as sink:
-        while block := source.read(CHUNK):
-            progress.write(sink, block)
-
-
-def _download(snapshot: Snapshot, file: HubFile, part: Path, progress: Progress) -> None:
-    import httpx2  # noqa: PLC0415
-
-    failures = 0
-    while True:
-        before = _held(part)
-        try:
-            _stream(snapshot, file, part, progress)
-        except (httpx2.HTTPError, OSError) as error:
-            explained = explain(error, snapshot.source)
-            if not isinstance(explained, UnavailableError):
-                raise explained from None
-            failures = 0 if _held(part) > before else failures + 1
-            if failures > len(_PAUSES_SECONDS):
-                raise explained from None
-            progress.wait(_PAUSES_SECONDS[max(failures - 1, 0)])
-        else:
-            return
-
-
-def _stream(snapshot: Snapshot, file: HubFile, part: Path, progress: Progress) -> None:
-    """Fetch what `part` lacks, in one request."""
-    from huggingface_hub import get_session, hf_hub_url  # noqa: PLC0415
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # noqa: PLC0415
-
-    held = _held(part)
-    if part.is_file() and held == file.size:
-        return
-    if held > file.size:
-        progress.done -= _empty(part)
-        held = 0
-    url = hf_hub_url(snapshot.source.repo, file.name, revision=snapshot.commit)
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    if held:
-        headers["Range"] = f"bytes={held}-"
-    # Another host gets no token: the session drops it where a redirect leads there.
-    with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True) as response:
-        if held and response.status_code == _TOO_FAR:
-            progress.done -= _empty(part)
-            raise _CutError
-        hf_raise_for_status(response)
-        if held and response.status_code != _PARTIAL:
-            progress.done -= _empty(part)
-            held = 0
-        with part.open("ab", buffering=0) as sink:
-            for block in response.iter_bytes():
-                held += len(block)
-                if held > file.size:
-                    raise artifacts.unusable(f"The Hub gives more of {file.name} than the {file.size:,} bytes it has")
-                progress.write(sink, block)
-    if held < file.size:
-        raise _CutError
-
-
-class _CutError(ConnectionError):
-    """An answer that ended before the file did."""
-
-
-def _held(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
-
-
-def _empty(part: Path) -> int:
-    """Throw away what is held of a file, and give how much that was."""
-    held = _held(part)
-    part.write_bytes(b"")
-    return held
-
-
-def _problem(file: HubFile, part: Path) -> str:
-    """Say what is wrong with a file; "" where nothing is."""
-    if (size := _held(part)) != file.size:
-        return f"has {size:,} bytes instead of {file.size:,}"
-    if file.sha256:
-        with part.open("rb") as stream:
-            actual = hashlib.file_digest(stream, "sha256").hexdigest()
-        return "" if actual == file.sha256 else f"has SHA-256 {actual} instead of {file.sha256}"
-    if _SHA1.fullmatch(file.git_sha1):  # git hashes a file after its kind and its size
-        header = b"blob %d\0" % file.size
-        actual = hashlib.sha1(header + part.read_bytes(), usedforsecurity=False).hexdigest()
-        return "" if actual == file.git_sha1 else f"has git's SHA-1 {actual} instead of {file.git_sha1}"
-    return ""
 
 
 def explain(error: Exception, source: Source) -> TermwiseError:
