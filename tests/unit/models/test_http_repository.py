@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
 
     Tree = Callable[[Path], dict[str, bytes]]
 
-QUICK = Patience(
-    connect_seconds=2, silence_seconds=0.4, window_seconds=0.3, window_bytes=100, attempts=3, first_pause_seconds=0.01
-)
+QUICK = Patience(connect_seconds=5, silence_seconds=20, attempts=3, first_pause_seconds=0.01)
+HASTY = replace(QUICK, silence_seconds=0.4, window_seconds=0.3, window_bytes=100)
 ARCHIVE_BYTES = random.Random(1).randbytes(6 << 20)
 VOCABULARY_BYTES = b'{"vocabulary": ["[PAD]"]}'
 PT = "/models/elser.pt"
@@ -100,8 +100,7 @@ def assert_whole(place: Place, archive: bytes = ARCHIVE_BYTES) -> None:
 
 
 def test_a_package_comes_in_parts_side_by_side(web: WebServer, place: Place) -> None:
-    web.hold_after = 1 << 20
-    threading.Timer(0.3, web.go.set).start()
+    web.hold_after, web.go_at = 1 << 20, 5
     place.fetch(elser(web))
     assert_whole(place)
     assert web.most_at_once == 5
@@ -239,7 +238,7 @@ def test_a_fault_has_its_sentence(web: WebServer, place: Place, fault: str) -> N
     make, reason, says = FAULTS[fault]
     make(web)
     with pytest.raises(UnavailableError if reason in PASSING else FailedPreconditionError, match=says) as caught:
-        place.fetch(elser(web))
+        place.fetch(elser(web), patience=HASTY if fault in {"slow", "drip"} else QUICK)
     assert caught.value.reason_code == reason
     assert "hunter2" not in caught.value.message
     assert list(place.folder.iterdir()) == []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-QUICK = Patience(silence_seconds=0.4, attempts=2, first_pause_seconds=0.01)
+QUICK = Patience(attempts=2, first_pause_seconds=0.01)
 SAYS: dict[str, Any] = {
     "packaged_model_id": "elser_model_1",
     "description": "Expands.",
