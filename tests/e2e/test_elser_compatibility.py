@@ -138,28 +138,6 @@ def test_the_download_can_be_followed_and_joined(client: Client) -> None:
     client.models.delete("followed")
 
 
-def test_the_repository_is_needed_for_the_download_alone(launch: Any, elser: Any, deploy: Any, tmp_path: Path) -> None:
-    deploy("checked")
-    models = shutil.copytree(elser_package(), tmp_path / "config" / "models")
-    env = {"TERMWISE_MODEL_REPOSITORY": f"{models.as_uri()}/", "TERMWISE_MODEL_FOLDER": str(tmp_path / "config")}
-    data = tmp_path / "data"
-    # The verdict of the model's check is in there, which takes seconds.
-    shutil.copytree(elser.data / "cache", data / "cache")
-    shutil.copy(elser.data / "FORMAT", data)
-    server = launch(data, env=env)
-    with Client(server.address, timeout=60) as client:
-        client.models.put(ELSER, wait_for="ready")
-        client.deployments.start(ELSER, deployment_id="for_search")
-        before = client.expand("for_search", "is pluto a planet?")
-    assert server.stop() == 0
-    shutil.rmtree(tmp_path / "config")
-    server = launch(data)
-    server.wait_ready()
-    with Client(server.address, timeout=60) as client:
-        assert client.expand("for_search", "is pluto a planet?") == before
-    assert server.stop() == 0
-
-
 # --- models
 
 
@@ -172,6 +150,17 @@ def test_a_package_says_how_it_is_used(client: Client, ready: pb.TrainedModel) -
     assert ready.package.vocabulary_file == said["vocabulary_file"]
     assert ready.inference_config.text_expansion.max_tokens == 512
     assert client.models.get(ELSER).fingerprint.startswith("sha256:")
+
+
+def test_a_package_for_another_platform_is_refused(elser: Any, ready: pb.TrainedModel, refused: Any) -> None:
+    folder = elser.data.parent / "config" / "models"
+    said = json.loads((folder / "elser_model_1.metadata.json").read_text())
+    other = {"packaged_model_id": "elser_model_9", "platform_architecture": "windows-x86_64"}
+    (folder / "elser_model_9.metadata.json").write_text(json.dumps(said | other))
+    found = refused("PutTrainedModel", model_id=".elser_model_9")
+    assert found["code"] is UNMET
+    assert "windows-x86_64" in found["message"]
+    assert ready.package.platform_architecture == said.get("platform_architecture", "")
 
 
 def test_only_packaged_models_begin_with_a_dot(refused: Any) -> None:
