@@ -127,7 +127,7 @@ def test_several_threads_share_one(make: Callable[[str], Path], kind: str) -> No
 
 def test_a_kept_verdict_is_believed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = dense(load_encoder(folder, CONFIG, cache=tmp_path))
-    monkeypatch.delattr(plain_network, "plain_weights")
+    monkeypatch.delattr(plain_network.PlainNetwork, "run_whole")
     np.testing.assert_array_equal(dense(load_encoder(folder, CONFIG, cache=tmp_path)), expected)
 
 

@@ -102,15 +102,19 @@ def plain_weights(
         FailedPreconditionError: transformers cannot load the model.
 
     """
+    return run_model(load_model(path), texts, summed_logarithms)
+
+
+def run_model(model: Any, texts: Sequence[Sequence[int]], summed_logarithms: int = 0) -> list[NDArray[np.float32]]:
+    """Do the same by a model that is loaded."""
     import torch  # noqa: PLC0415 - slow to import
 
-    model = load_model(path)
     weights = []
     with torch.inference_mode():
         for ids in texts:
-            logits = model(input_ids=torch.tensor([list(ids)])).logits[0].relu_()
+            logits = model(input_ids=torch.tensor([list(ids)], device=model.device)).logits[0].float().relu_()
             for _ in range(summed_logarithms):
                 logits = logits.log1p_()
             pooled = logits.sum(0) if summed_logarithms else logits.amax(0)
-            weights.append(pooled.log1p().numpy())
+            weights.append(pooled.log1p().cpu().numpy())
     return weights

@@ -19,7 +19,7 @@ from termwise.server.inference.device import cuda_device, cuda_has_bfloat16
 from termwise.server.inference.fast import does_not_run
 from termwise.server.inference.hardware import set_compute_threads, torch_has_bfloat16
 from termwise.server.inference.parity import Judge
-from termwise.server.inference.plain import load_model, plain_weights
+from termwise.server.inference.plain import load_model, plain_weights, run_model
 from termwise.server.inference.splade import SpladeEncoder
 
 if TYPE_CHECKING:
@@ -54,9 +54,13 @@ class _PooledDecoder(torch.nn.Module):
     def __init__(self, decoder: torch.nn.Linear, summed_logarithms: int) -> None:
         super().__init__()
         self.inner = decoder
+        self.pooled = True
         self._logarithms = summed_logarithms
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.pooled:
+            logits: Tensor = self.inner(x)
+            return logits
         weight, bias = self.inner.weight, self.inner.bias
         rows = x.shape[0] * x.shape[1]
         step = max(_LEAST_CHUNK, _LOGITS_BYTES // (4 * rows))
@@ -111,8 +115,7 @@ class PlainNetwork:
         self._vocabulary = vocabulary
         self._logarithms = summed_logarithms
         self._cut = cut
-        if cut:
-            _replace_decoder(model, vocabulary, summed_logarithms)
+        self._decoder = _replace_decoder(model, vocabulary, summed_logarithms) if cut else None
         self._model = model.to(self._device, _DTYPES[precision])
 
     @property
@@ -124,6 +127,16 @@ class PlainNetwork:
     def kernel(self) -> str:
         """What computes: transformers, and whether the head is cut."""
         return f"transformers {version('transformers')}, {'cut' if self._cut else 'whole'}, on {self.place}"
+
+    def run_whole(self, texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Do as `plain.plain_weights` does, with logits as transformers makes them. Not beside other calls."""
+        if self._decoder is not None:
+            self._decoder.pooled = False
+        try:
+            return run_model(self._model, texts, self._logarithms)
+        finally:
+            if self._decoder is not None:
+                self._decoder.pooled = True
 
     def pool(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Give the largest logits, or what is summed of them; see `networks.Network.pool`."""
@@ -147,16 +160,17 @@ class PlainNetwork:
             start += len(same)
 
 
-def _replace_decoder(model: Any, vocabulary: int, summed_logarithms: int) -> None:
+def _replace_decoder(model: Any, vocabulary: int, summed_logarithms: int) -> _PooledDecoder:
     decoder = model.get_output_embeddings()
-    if not isinstance(decoder, torch.nn.Linear) or decoder.out_features != vocabulary:
-        message = "The head cannot be cut."
-        raise RuntimeError(message)
-    for module in model.modules():
-        for name, child in module.named_children():
-            if child is decoder:
-                setattr(module, name, _PooledDecoder(decoder, summed_logarithms))
-                return
+    if isinstance(decoder, torch.nn.Linear) and decoder.out_features == vocabulary:
+        for module in model.modules():
+            for name, child in module.named_children():
+                if child is decoder:
+                    pooled = _PooledDecoder(decoder, summed_logarithms)
+                    setattr(module, name, pooled)
+                    return pooled
+    message = "there is no last product that could be cut"
+    raise RuntimeError(message)
 
 
 def load_plain(
@@ -182,8 +196,11 @@ def load_plain(
     vocabulary = len(tokenizer.vocabulary)
 
     def reference(texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        longest = [texts[-1][place % len(texts[-1])] for place in range(tokenizer.max_tokens)]
-        return plain_weights(path, [*texts, longest], summed_logarithms=summed_logarithms)[:-1]
+        # Whether it has positions for a text of its greatest length shows here, not when somebody sends one.
+        network.pool([[texts[-1][place % len(texts[-1])] for place in range(tokenizer.max_tokens)]])
+        if precision == "float32":
+            return network.run_whole(texts)
+        return plain_weights(path, texts, summed_logarithms=summed_logarithms)
 
     judge = Judge(tokenizer, fingerprints[Side.DOCUMENT], computing.cache, reference)
     make = partial(
