@@ -220,6 +220,16 @@ SHAPES: list[tuple[str, Callable[[Tensor], Any]]] = [
 ]
 
 
+def test_rows_of_logits_become_weights_by_log1p(tiny: Path) -> None:
+    rows = torch.tensor([[1.0] * 14])
+    replace_archive(tiny, traced(lambda ids: (rows + ids[0, :, None] * 0).float()))
+    assert expand(load_encoder(tiny, CONFIG), ["salmon"])[0].weights.tolist() == [1.0] * 14
+    says = json.loads((tiny / names.METADATA).read_text())
+    says["inference_config"]["text_expansion"]["expansion_type"] = "splade"
+    (tiny / names.METADATA).write_text(json.dumps(says))
+    assert expand(load_encoder(tiny, CONFIG), ["salmon"])[0].weights.tolist() == pytest.approx([np.log(2)] * 14)
+
+
 def traced(answer: Callable[[Tensor], Any]) -> bytes:
     class Fixed(torch.nn.Module):
         def forward(self, ids: Tensor, mask: Tensor, types: Tensor, places: Tensor) -> Any:  # noqa: ARG002

@@ -96,6 +96,10 @@ BAD = [
     ("prefix_strings.search", {"prefix_strings": {"search": 1}}),
     ("inference_config.text_embedding", {"inference_config": {"text_embedding": {}}}),
     ("inference_config", {"inference_config": []}),
+    (
+        "inference_config.text_expansion.expansion_type",
+        {"inference_config": {"text_expansion": {"expansion_type": "dense"}}},
+    ),
 ]
 TOKENIZATION = [
     ("", {"bert": {}, "mpnet": {}}),

@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Final
 
+from termwise.server.inference.torchscript.directory import check_directory
 from termwise.server.inference.torchscript.refusals import is_pickle, unsafe, unusable
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 _LOCAL_HEADER: Final = b"PK\x03\x04"
-_LOCAL_HEADER_BYTES: Final = 30
 _END_RECORD: Final = b"PK\x05\x06"
 _END_RECORD_BYTES: Final = 22
 _ENCRYPTED: Final = 0x1
@@ -69,6 +69,8 @@ class Archive:
             raise unusable("its archive is broken; download it again") from error
         try:
             self.members = self._check()
+            with file.open("rb") as stream:
+                check_directory(stream, self._bytes, self.members.values())
         except BaseException:
             self._zip.close()
             raise
@@ -133,27 +135,19 @@ class Archive:
         if not members or len(members) > _MOST_MEMBERS:
             raise unsafe(f"its archive has {len(members)} members, which is not between 1 and {_MOST_MEMBERS}")
         names: dict[str, zipfile.ZipInfo] = {}
+        # torch looks for a member without regard to small and capital letters.
+        small: set[str] = set()
         for member in members:
             name = _inner_name(member)
-            if name in names:
+            if name.lower() in small:
                 raise unsafe(f"its archive holds {_shown(name)} twice")
+            small.add(name.lower())
             names[name] = member
         if len({member.filename.partition("/")[0] for member in members}) > 1:
             raise unsafe("its archive has more than one folder at the top")
         _check_sizes(names)
-        self._check_places(members)
         _check_presence(names)
         return names
-
-    def _check_places(self, members: list[zipfile.ZipInfo]) -> None:
-        """Check that members lie one behind the other from the first byte on, and hence none is inside another."""
-        end = 0
-        for place, member in enumerate(sorted(members, key=lambda each: each.header_offset)):
-            if member.header_offset < end or (place == 0 and member.header_offset):
-                raise unsafe("members of its archive overlap, or something stands before them")
-            end = member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size
-        if end > self._bytes:
-            raise unsafe("members of its archive reach beyond its end")
 
 
 def _check_sizes(names: dict[str, zipfile.ZipInfo]) -> None:

@@ -136,7 +136,7 @@ def read_metadata(raw: bytes, *, packaged: bool = False) -> PackageMetadata:
         document_prefix=_string(prefixes, "ingest", "prefix_strings."),
         query_prefix=_string(prefixes, "search", "prefix_strings."),
         results_field=_string(task, "results_field", _TASK) or "predicted_value",
-        expansion_type=_string(task, "expansion_type", _TASK).lower(),
+        expansion_type=_expansion_type(task),
         tokenization=_tokenization(_object(task, "tokenization", _TASK)),
         metadata=_object(values, "metadata"),
         raw=values,
@@ -163,6 +163,13 @@ def _task(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if others and "text_expansion" not in config:
         raise _bad(f"inference_config.{others[0]}", "is not supported; the one supported is text_expansion")
     return _object(config, "text_expansion", "inference_config.")
+
+
+def _expansion_type(task: Mapping[str, Any]) -> str:
+    kind = _string(task, "expansion_type", _TASK).lower()
+    if kind not in {"", "elser", "splade"}:
+        raise _bad(f"{_TASK}expansion_type", f'is "{kind}"; use elser or splade')
+    return kind
 
 
 def _tokenization(holder: Mapping[str, Any]) -> Tokenization:

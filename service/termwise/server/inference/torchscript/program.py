@@ -60,7 +60,7 @@ class Program:
         self._count = _count_arguments(schema, package)
         self._pooled = True
         self._logits = package.expansion_type == "splade"
-        self._probe(max_tokens)
+        self._probe(package, max_tokens)
 
     def weights(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Give the weights `[vocabulary]` of a text's ids, special ones included; those not positive mean nothing."""
@@ -74,7 +74,7 @@ class Program:
         """Give the weights `[texts, vocabulary]`; here they are not logits any more."""
         return np.stack([self.weights(ids) for ids in texts])
 
-    def _probe(self, max_tokens: int) -> None:
+    def _probe(self, package: PackageMetadata, max_tokens: int) -> None:
         """Find out what the answer is."""
         short = [number % self._vocabulary_size for number in range(min(_PROBE_TOKENS, max_tokens))]
         whole = (short * max_tokens)[:max_tokens]
@@ -88,7 +88,8 @@ class Program:
                     raise unusable(f"it answers {len(ids)} tokens with {len(rows)} rows instead of one, or one a token")
                 if not np.isfinite(rows).all():
                     raise unusable("it answers with what is not a number")
-                self._logits = self._logits or (not self._pooled and bool((rows < 0).any()))
+                if not self._pooled and not package.expansion_type:
+                    self._logits = self._logits or bool((rows < 0).any())
             again = self._rows(short)
         except RuntimeError as error:
             raise unusable(f"it does not run on {len(short)} to {max_tokens} tokens ({_shown(error)})") from error
