@@ -100,11 +100,9 @@ def test_the_verdict_is_kept_so_that_the_archive_is_not_loaded_again(
 
 
 @pytest.mark.parametrize("variant", ["pooled", "logits"])
-def test_a_package_runs_as_it_is_with_equal_vectors(
-    variant: str, encoder: Encoder, tmp_path: Path, parity_cache: Path
-) -> None:
+def test_a_package_runs_as_it_is_with_equal_vectors(variant: str, encoder: Encoder, tmp_path: Path) -> None:
     folder = as_model_folder(elser_package(variant), tmp_path / "model")
-    as_it_is = load_encoder(unhosted(folder), CONFIG, cache=parity_cache)
+    as_it_is = load_encoder(unhosted(folder), CONFIG)
     assert (as_it_is.engine, as_it_is.precision, as_it_is.device) == ("torchscript", "float32", "cpu")
     for mine, original in zip(expand(as_it_is, TEXTS), expand(encoder, TEXTS), strict=True):
         assert difference(mine, original) < 1e-4
@@ -334,12 +332,10 @@ def test_packages_of_known_architectures_are_re_hosted(
         assert difference(mine, theirs) < 1e-4
 
 
-def test_a_package_in_int8_is_re_hosted_within_what_int8_is_off(
-    encoder: Encoder, tmp_path: Path, parity_cache: Path
-) -> None:
+def test_a_package_in_int8_is_re_hosted_within_what_int8_is_off(encoder: Encoder, tmp_path: Path) -> None:
     folder = as_model_folder(elser_package("int8"), tmp_path / "model")
     assert inspect_model(folder, CONFIG).architecture == "BertForMaskedLM"
-    hosted = load_encoder(folder, CONFIG, precision="float32", cache=parity_cache)
+    hosted = load_encoder(folder, CONFIG, precision="float32")
     assert hosted.engine in {"native", "torch"}
     own = load_encoder(unhosted(folder), CONFIG)
     assert (own.engine, own.precision) == ("torchscript", "int8")
@@ -403,7 +399,6 @@ class Written(torch.nn.Module):
         super().__init__()
         self.words = torch.nn.Embedding(14, 16)
         self.layers = torch.nn.ModuleList([torch.nn.Linear(16, 16) for _ in range(2)])
-        self.state = torch.nn.LSTM(16, 16, batch_first=True)
         self.around = torch.nn.Conv1d(16, 16, 3, padding=1)
         self.attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
         self.out = torch.nn.Linear(16, 14)
@@ -412,7 +407,7 @@ class Written(torch.nn.Module):
         x = self.words(ids)
         for layer in self.layers:
             x = torch.nn.functional.gelu(layer(x)) + x
-        x = self.around(self.state(x)[0].transpose(1, 2)).transpose(1, 2)
+        x = self.around(x.transpose(1, 2)).transpose(1, 2)
         x = self.attention(x, x, x)[0]
         kept = {"x": x}
         parts = [kept["x"] * (place + 1) for place in range(3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import keyword
 import os
 import pickle
 import re
@@ -22,7 +23,9 @@ from elser_package import as_model_folder, tiny_package
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.base import ExpansionConfig
 from termwise.server.inference.torchscript.names import ARCHIVE
+from termwise.server.inference.torchscript.operators import ALLOWED, CHANCE, DORMANT
 from termwise.server.inference.torchscript.package import inspect_package, load_package
+from termwise.server.inference.torchscript.source import check_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -306,6 +309,40 @@ def test_code_that_torch_does_not_write_is_refused(
     error = refusal(folder, change(good, f"{CODE}$", edit))
     assert error.reason_code == "TORCHSCRIPT_UNSAFE"
     assert said in error.message
+
+
+OTHERS = sorted({each.name for each in torch._C._jit_get_all_schemas()} - ALLOWED - DORMANT)
+
+
+def test_the_list_names_what_torch_has_and_leaves_out_what_it_should() -> None:
+    known = {each.name for each in torch._C._jit_get_all_schemas()}
+    # Methods that torch writes as aten::to, which have no schema of their own.
+    sugar = {f"aten::{each}" for each in ("bool", "double", "float", "half", "int", "long")}
+    assert {each for each in ALLOWED if not each.startswith("prim::")} <= known | sugar
+    assert ALLOWED >= CHANCE
+    wanted = (
+        "aten::manual_seed aten::index_put_ prim::Loop prim::If aten::rand quantized::linear_dynamic aten::embedding"
+    )
+    assert set(wanted.split()) <= ALLOWED
+    unwanted = (
+        "save from_file as_strided as_strided_ set_ resize_ empty empty_like new_empty _index_put_impl_ cuda wait"
+    )
+    assert not {f"aten::{each}" for each in unwanted.split()} & (ALLOWED | DORMANT)
+
+
+@given(operator=st.sampled_from(OTHERS), method=st.booleans())
+def test_no_operator_that_is_not_listed_passes(operator: str, method: bool) -> None:
+    space, _, name = operator.partition("::")
+    called = f"torch.{name}(x)" if space == "aten" else f"ops.{space}.{name}(x)"
+    if method:
+        called = f"(x).{name}(1)"
+    if not name.isidentifier() or keyword.iskeyword(name):
+        called = "torch.save(x)"
+    code = f"def f(x: Tensor) -> Tensor:\n  return {called}\n".encode("ascii")
+    if method and any(f"{each}::{name}" in ALLOWED | DORMANT for each in ("aten", "prim")):
+        return
+    with pytest.raises(FailedPreconditionError):
+        check_source({"code/__torch__/f.py": code})
 
 
 def test_calls_that_unfold_without_end_are_refused_before_they_unfold(good: bytes, folder: Path) -> None:

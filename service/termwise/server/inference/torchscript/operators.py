@@ -19,12 +19,12 @@ bitwise_right_shift outer cdist cosine_similarity linalg_norm linalg_vector_norm
 """
 _ACTIVATIONS: Final = """
 celu dropout alpha_dropout feature_dropout elu gelu glu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid
-log_softmax mish prelu relu relu6 rrelu selu silu softmax softplus softshrink softsign threshold _softmax _log_softmax
+log_softmax mish prelu relu relu6 rrelu selu silu softmax softplus softshrink threshold _softmax _log_softmax
 """
 _LAYERS: Final = """
 batch_norm conv1d conv2d _convolution convolution embedding group_norm instance_norm layer_norm native_layer_norm
-max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d scaled_dot_product_attention rms_norm bilinear normalize
-constant_pad_nd pad lstm gru
+max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d scaled_dot_product_attention rms_norm bilinear
+constant_pad_nd pad
 """
 _REDUCTIONS: Final = """
 all any amax amin argmax argmin argsort bincount count_nonzero kthvalue max mean median min mode nonzero nonzero_numpy
@@ -37,7 +37,7 @@ expand_as flatten flip hstack movedim narrow numel permute ravel repeat repeat_i
 rot90 select size slice split split_with_sizes squeeze stack swapaxes swapdims t tile transpose tril triu tril_indices
 triu_indices unbind unflatten unfold unsqueeze view view_as vstack clone dim numpy_T matrix_H mT tensor_split meshgrid
 atleast_1d atleast_2d cartesian_prod is_contiguous is_floating_point is_complex sym_size stride storage_offset
-ndimension broadcast_shapes
+broadcast_shapes
 """
 _INDEXING: Final = """
 gather index index_add index_copy index_fill index_put index_select masked_fill masked_scatter masked_select scatter
@@ -57,18 +57,18 @@ _TENSOR: Final = _ARITHMETIC + _ACTIVATIONS + _LAYERS + _REDUCTIONS + _SHAPES + 
 # On numbers, strings, lists and dictionaries, and on their kinds.
 _PLAIN: Final = """
 Bool Float Int IntImplicit FloatImplicit ScalarImplicit Complex __and__ __or__ __xor__ __not__ __is__ __isnot__
-__contains__ __getitem__ __derive_index __range_length __lshift__ __rshift__ __iand__ __ior__ __ixor__ __interpolate
-_set_item append extend insert pop remove reverse clear keys values items get update setdefault copy index count len
-list dict format str ord chr hex bin oct lower upper strip lstrip rstrip split splitlines join replace startswith
-endswith find rfind isdigit isalpha isspace warn is_grad_enabled is_autocast_enabled device divmod gcd factorial
-degrees radians fabs modf frexp ldexp copysign sorted slice mathremainder
+__contains__ __getitem__ __derive_index __range_length __lshift__ __rshift__ __iand__ __ior__ __ixor__ _set_item
+append extend insert pop remove reverse clear keys values items get update setdefault copy index count len list dict
+format str ord chr hex bin oct lower upper strip lstrip rstrip split splitlines join replace startswith endswith find
+rfind isdigit isalpha isspace warn is_grad_enabled is_autocast_enabled device divmod gcd factorial degrees radians
+fabs modf frexp ldexp copysign sorted slice mathremainder
 """
 _IN_PLACE: Final = """
 abs add addcdiv addcmul addmm bernoulli bitwise_and bitwise_not bitwise_or bitwise_xor ceil clamp clamp_max clamp_min
 copy cumsum detach div dropout elu eq erf exp exponential fill fill_diagonal floor gelu gt ge hardtanh index_add
 index_copy index_fill index_put le leaky_relu lerp log log1p logical_and logical_not logical_or lt masked_fill
 masked_scatter mul ne neg normal pow random reciprocal relu round rsqrt scatter scatter_add sigmoid silu sqrt square
-squeeze sub t tanh transpose tril triu trunc uniform unsqueeze zero alias hardswish
+squeeze sub t tanh transpose tril triu trunc uniform unsqueeze zero hardswish
 """
 
 CHANCE: Final = frozenset(f"aten::{each}" for each in _CHANCE.split()) | {
