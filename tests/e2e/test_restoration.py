@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from termwise.server.inference.hardware import has_amx
+from termwise.server.inference.native.library import best_level
 from termwise.v1 import trained_models_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 MODEL = ".splade_tiny"
 TEXT = "is pluto a planet?"
@@ -81,4 +83,7 @@ def test_deployments_aliases_and_priorities_are_there_again(
     assert standing(server) == before
     model = server.models.GetTrainedModel(pb.GetTrainedModelRequest(model_id="mine"), timeout=30).trained_model
     assert (model.model_id, list(model.aliases)) == (MODEL, ["mine"])
+    if best_level() is not None and not has_amx():
+        # Its import would take most of a start, and the kernel needs none of it.
+        assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
     assert server.stop() == 0
