@@ -112,10 +112,8 @@ def expand(server: Any, deployment: str) -> list[dict[str, float]]:
 
 def assert_equal(server: Any) -> None:
     """Compare the package's vectors with those of the model that it was made of."""
-    for model, name in ((MODEL, "exact"), (ORIGINAL, "original")):
-        request = pb.StartDeploymentRequest(model_id=model, deployment_id=name, precision="PRECISION_FLOAT32")
-        server.models.StartDeployment(request, timeout=120)
-    for text, mine, original in zip(TEXTS, expand(server, "exact"), expand(server, "original"), strict=True):
+    server.models.StartDeployment(pb.StartDeploymentRequest(model_id=ORIGINAL), timeout=120)
+    for text, mine, original in zip(TEXTS, expand(server, "for_search"), expand(server, ORIGINAL), strict=True):
         assert all(abs(mine.get(token, 0) - original.get(token, 0)) <= 1e-4 for token in mine | original)
         assert bool(original) == bool(text)
 
@@ -127,7 +125,8 @@ def test_the_recipe_with_a_web_server(launch: Any, fresh: Path, recipe: Recipe, 
     nginx(configuration)
     assert f'"{PACKAGE_ID}"' in recipe.run(check)
     (settings,) = recipe.blocks("From a web server", "toml")
-    server = launch(fresh, "--config", str(recipe.write("termwise.toml", settings)))
+    config = recipe.write("termwise.toml", settings)
+    server = launch(fresh, "--config", str(config), "--precision", "float32")
     recipe.termwise = server.address
     for command in use.strip().splitlines():
         shown = recipe.run(command)
@@ -142,11 +141,13 @@ def test_the_recipe_with_a_web_server(launch: Any, fresh: Path, recipe: Recipe, 
 
 def test_the_recipe_with_a_folder(launch: Any, fresh: Path, recipe: Recipe) -> None:
     (settings,) = recipe.blocks("From a folder", "toml")
-    server = launch(fresh, "--config", str(recipe.write("termwise.toml", settings)))
-    recipe.termwise = server.address
-    for command in recipe.blocks("From a web server", "shell")[3].strip().splitlines():
-        shown = recipe.run(command)
-    assert "salmon" in shown
+    config = recipe.write("termwise.toml", settings)
+    server = launch(fresh, "--config", str(config), "--precision", "float32")
+    put = pb.PutTrainedModelRequest(model_id=MODEL, wait_for="WAIT_FOR_READY")
+    model = server.models.PutTrainedModel(put, timeout=60).trained_model
+    assert model.source_uri == f"file://{recipe.place}/models/{PACKAGE_ID}.metadata.json"
+    start = pb.StartDeploymentRequest(model_id=MODEL, deployment_id="for_search")
+    server.models.StartDeployment(start, timeout=120)
     assert_equal(server)
     assert server.stop() == 0
 
@@ -166,13 +167,11 @@ def test_the_recipe_with_a_password(launch: Any, blank: Path, recipe: Recipe, ng
     put = pb.PutTrainedModelRequest(model_id=MODEL, wait_for="WAIT_FOR_READY")
     model = server.models.PutTrainedModel(put, timeout=60).trained_model
     assert model.state == pb.TrainedModel.STATE_READY, model.error
-    server.models.StartDeployment(pb.StartDeploymentRequest(model_id=MODEL), timeout=60)
     assert server.stop() == 0
     assert "hunter2" not in f"{server.log.read_text()}{model}"
 
     recipe.write("password", "hunter3\n")
     server = launch(blank, "--config", str(config), "--log-level", "debug")
-    server.models.StopDeployment(pb.StopDeploymentRequest(deployment_id=MODEL), timeout=60)
     server.models.DeleteTrainedModel(pb.DeleteTrainedModelRequest(model_id=MODEL), timeout=60)
     with pytest.raises(grpc.RpcError, match="HTTP 401") as caught:
         server.models.PutTrainedModel(put, timeout=60)
