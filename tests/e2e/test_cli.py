@@ -15,6 +15,7 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
+from elser_package import tiny_package
 from termwise.cli.commands import app
 
 if TYPE_CHECKING:
@@ -71,6 +72,32 @@ def test_models_and_deployments(termwise: Any) -> None:
     assert "third" in [each["deployment_id"] for each in termwise("deployments", "list")]
     assert termwise("deployments", "stop", "third") == [{"deployment_id": "third", "stopped": True}]
     termwise("deployments", "get", "third", status=1)
+
+
+def test_a_model_of_ones_own_from_upload_to_statistics(termwise: Any, tmp_path: Path) -> None:
+    (model,) = termwise("models", "upload", "own", str(tiny_package(tmp_path / "package")))
+    assert (model["state"], model["layout"]) == ("STATE_READY", "LAYOUT_TORCHSCRIPT")
+    assert termwise("models", "alias", "best", "own") == [{"alias": "best", "model_id": "own"}]
+    assert [each["model_id"] for each in termwise("models", "list", "be*")] == ["own"]
+    start = ("deployments", "start", "best", "--deployment-id", "of_own")
+    (dry,) = termwise(*start, "--dry-run")
+    assert int(dry["memory"]["total_bytes"]) > 0
+    (started,) = termwise(*start, "--min-allocations", "1", "--max-allocations", "2")
+    assert started["adaptive_allocations"] == {"min_number_of_allocations": 1, "max_number_of_allocations": 2}
+    (updated,) = termwise("deployments", "update", "of_own", "--number-of-allocations", "2")
+    assert updated["target_allocation_count"] == 2
+    for _ in range(2):
+        (expansion,) = termwise("expand", "salmon farm", "--deployment", "of_own")
+        assert sorted(expansion["tokens"]) == ["farm", "salmon"]
+    assert termwise("deployments", "clear-cache", "of_own") == [{"deployment_id": "of_own", "cleared": True}]
+    (stats,) = termwise("deployments", "stats", "of_own")
+    assert (stats["inference_count"], stats["cache_hit_count"]) == ("2", "1")
+    (stats,) = termwise("models", "stats", "best")
+    assert stats["inference_stats"]["inference_count"] == "2"
+    assert termwise("models", "unalias", "best") == [{"alias": "best", "deleted": True}]
+    termwise("models", "delete", "own", status=1)
+    assert termwise("models", "delete", "own", "--force") == [{"model_id": "own", "deleted": True}]
+    termwise("models", "cancel", "own", status=1)
 
 
 def test_pipelines(termwise: Any, tmp_path: Path) -> None:

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from elser_package import tiny_package
 from termwise.client import (
     AsyncClient,
     BulkProgress,
     Client,
     Document,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     RetryPolicy,
     UnavailableError,
+    UploadProgress,
 )
 from termwise.client.bulk import WINDOW
 
@@ -115,6 +118,24 @@ def test_the_whole_path_in_asyncio(server: Any) -> None:
             return [answer.hits[0].id for answer in answers]
 
     assert asyncio.run(run()) == ["0", "1", "2"]
+
+
+def test_an_upload_in_asyncio(server: Any, tmp_path: Path) -> None:
+    steps: list[UploadProgress] = []
+    folder = tiny_package(tmp_path / "package")
+
+    async def run() -> Any:
+        async with AsyncClient(server.address) as client:
+            await client.models.put("uploaded")
+            model = await client.models.upload("uploaded", folder, on_progress=steps.append)
+            with pytest.raises(FailedPreconditionError):
+                await client.models.upload("uploaded", folder)
+            await client.models.delete("uploaded")
+            return model
+
+    model = asyncio.run(run())
+    assert model.vocabulary_size == 14
+    assert steps[-1].bytes_done == steps[-1].bytes_total == sum(file.stat().st_size for file in folder.iterdir())
 
 
 def test_a_server_that_is_not_there_is_unavailable() -> None:
