@@ -192,10 +192,11 @@ async def test_two_first_writers_of_different_models_do_not_both_win(
 
 
 async def test_the_model_that_a_mapping_names_is_the_one(stack: Any, put: Callable[..., WriteOperation]) -> None:
-    for name, model in (("right", "fake"), ("wrong", "splade")):
+    for name, model in (("right", "fake"), ("alias", "invented"), ("wrong", "splade")):
         vector = FieldMapping(FieldKind.SPARSE_VECTOR, model_id=model)
         await stack.indices.create(name, Mapping({"expansion": vector}))
-    await stack.writer.write(stack.context, put("1", b'{"text":"x"}', index="right", pipeline="expand"))
+    for name in ("right", "alias"):
+        await stack.writer.write(stack.context, put("1", b'{"text":"x"}', index=name, pipeline="expand"))
     operation = put("1", b'{"text":"x"}', index="wrong", pipeline="expand")
     error = await fails(stack, operation, FailedPreconditionError)
     assert error.metadata["field_model_id"] == "splade"

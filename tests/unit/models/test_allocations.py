@@ -349,6 +349,7 @@ async def test_a_deployment_that_broke_down_says_so_until_it_is_tried_again(
     while life.deployments.get("mine").state is DeploymentState.STARTED:
         with pytest.raises(UnavailableError):
             await expand(life, f"w{time.monotonic_ns()}")
+        await asyncio.sleep(0)
     assert "workers die one after the other" in life.deployments.get("mine").error
     with pytest.raises(UnavailableError, match=r"broke down: .* started again by itself") as caught:
         await expand(life)
@@ -441,3 +442,17 @@ async def test_after_a_restart_with_less_memory_what_does_not_fit_says_so(
     back = second.deployments.get("mine")
     assert back.state is DeploymentState.FAILED
     assert "of the 1 that model_memory_bytes allows" in back.error
+
+
+async def test_a_loaded_model_counts_by_the_precision_that_it_got(live: Callable[..., Any], source: Path) -> None:
+    class Narrow(FakeEncoder):
+        precision = "bfloat16"
+
+    life = live(Narrow)
+    await life.catalog.put(CONTEXT, NewModel("mine", f"file://{source}"), ModelWait.READY)
+    asked = await life.deployments.estimate(NewDeployment("mine", precision="bfloat16"))
+    automatic = await life.deployments.estimate(NewDeployment("mine"))
+    assert asked.memory.total_bytes < automatic.memory.total_bytes
+    assert (await life.deployments.start(CONTEXT, NewDeployment("mine"))).memory == asked.memory
+    changed = await life.deployments.update("mine", DeploymentUpdate(2))
+    assert changed.memory.weights_bytes == asked.memory.weights_bytes

@@ -330,12 +330,13 @@ async def test_a_model_that_does_not_fit_the_vectors_is_refused(
 async def test_the_mapping_says_which_model_an_unbound_field_is_for(
     shelf: Any, pool: ThreadPoolExecutor, expander: FakeExpander
 ) -> None:
-    for name, model in (("mine", "fake"), ("theirs", "another")):
+    for name, model in (("mine", "fake"), ("its_alias", "invented"), ("theirs", "another")):
         field = FieldMapping(FieldKind.SPARSE_VECTOR, model_id=model, search_deployment_id="for_search")
         shelf.add(name, [], Mapping({"expansion": field}))
     searcher = Searcher(shelf, expander, pool)
     target = q.Standard(q.TextExpansion("expansion", "farm"))
-    assert (await searcher.search(CONTEXT, q.SearchRequest("mine", target))).total == 0
+    for name in ("mine", "its_alias"):
+        assert (await searcher.search(CONTEXT, q.SearchRequest(name, target))).total == 0
     with pytest.raises(FailedPreconditionError, match="another"):
         await searcher.search(CONTEXT, q.SearchRequest("theirs", target))
 

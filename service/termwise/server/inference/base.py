@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -144,12 +144,16 @@ class InferenceTimings:
 
 @dataclass(frozen=True, slots=True)
 class Expansions:
-    """What a deployment answers: one expansion a text, in order, who made them, and where the time went."""
+    """What a deployment answers: one expansion a text, in order, who made them, and where the time went.
+
+    `aliases` are other names of the model.
+    """
 
     expansions: Sequence[Expansion]
     model_id: str
     fingerprint: str
     timings: InferenceTimings
+    aliases: Collection[str] = ()
 
 
 class Expander(Protocol):

@@ -109,7 +109,10 @@ def word_weight(word: str) -> float:
 
 
 class FakeExpander:
-    """An `Expander` over fake encoders, by deployment id; it answers at once, on the event loop."""
+    """An `Expander` over fake encoders, by deployment id; it answers at once, on the event loop.
+
+    Its model is "fake", and "invented" is an alias of that.
+    """
 
     def __init__(self, deployments: Sequence[str] = ("for_ingest", "for_search")) -> None:
         """Name the deployments."""
@@ -138,4 +141,4 @@ class FakeExpander:
         self.calls.append((deployment_id, list(texts), side))
         chosen = side or Side.DOCUMENT
         expansions = encoder.encode(encoder.tokenize(texts, chosen), chosen)
-        return Expansions(expansions, "fake", encoder.fingerprint(chosen), InferenceTimings())
+        return Expansions(expansions, "fake", encoder.fingerprint(chosen), InferenceTimings(), ("invented",))

@@ -12,7 +12,7 @@ from termwise.server.ingest.paths import ABSENT, find, get_path, remove_path, se
 from termwise.storage.types import SparseVector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from termwise.server.errors import TermwiseError
     from termwise.server.indices.documents import Paths
@@ -22,10 +22,11 @@ _INGEST: Final = "_ingest."
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Which model made a vector."""
+    """Which model made a vector; `aliases` are its other names."""
 
     model_id: str
     fingerprint: str
+    aliases: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

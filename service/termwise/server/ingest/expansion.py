@@ -78,7 +78,7 @@ class TextExpander:
             ]
         except TermwiseError as error:
             return [_in_pipeline(error)] * len(texts)
-        provenance = Provenance(answer.model_id, answer.fingerprint)
+        provenance = Provenance(answer.model_id, answer.fingerprint, answer.aliases)
         return [_Expanded(_vector(expansion), provenance) for expansion in answer.expansions]
 
 

@@ -256,7 +256,7 @@ class Writer:
             for name, origin in draft.inferred.items():
                 try:
                     wanted = opened.mapping.properties[name].model_id
-                    if wanted and wanted != origin.model_id:
+                    if wanted and wanted != origin.model_id and wanted not in origin.aliases:
                         raise _wrong_model(name, "model_id", wanted, origin.model_id)
                     bound = opened.fingerprints.get(name)
                     if bound is None:

@@ -42,6 +42,8 @@ class Aliases:
         self._references = references
         self._reserved = reserved
         self._known: dict[str, AliasRecord] = {}
+        # The same by model, since each answer of a deployment carries them.
+        self._of: dict[str, tuple[str, ...]] = {}
 
     def __contains__(self, alias: str) -> bool:
         """Tell whether there is such an alias."""
@@ -58,7 +60,7 @@ class Aliases:
 
     def of(self, model_id: str) -> tuple[str, ...]:
         """Give a model's aliases, sorted."""
-        return tuple(sorted(alias for alias, record in self._known.items() if record.model_id == model_id))
+        return self._of.get(model_id, ())
 
     async def assign(self, alias: str, model_id: str, *, reassign: bool) -> None:
         """Give a model another name.
@@ -85,7 +87,7 @@ class Aliases:
                 await self._check_move(alias, model_id, reassign=reassign)
             made = AliasRecord(alias, model_id, datetime.now(UTC))
             await asyncio.to_thread(self._store.put_alias, made)
-            self._known[alias] = made
+            self._keep({**self._known, alias: made})
 
     async def _check_free(self, alias: str) -> None:
         """Refuse a name that is not an alias's to have."""
@@ -133,13 +135,19 @@ class Aliases:
                     resource=Resource("alias", alias),
                 )
             await asyncio.to_thread(self._store.delete_alias, alias)
-            del self._known[alias]
+            self._keep({name: record for name, record in self._known.items() if name != alias})
 
     def forget(self, model_id: str) -> None:
         """Drop the aliases of a model that the store has deleted together with them."""
-        for alias in self.of(model_id):
-            del self._known[alias]
+        self._keep({alias: record for alias, record in self._known.items() if record.model_id != model_id})
 
     async def restore(self) -> None:
         """Read what is stored."""
-        self._known = {record.alias: record for record in await asyncio.to_thread(self._store.list_aliases)}
+        self._keep({record.alias: record for record in await asyncio.to_thread(self._store.list_aliases)})
+
+    def _keep(self, known: dict[str, AliasRecord]) -> None:
+        self._known = known
+        of: dict[str, list[str]] = {}
+        for alias in sorted(known):
+            of.setdefault(known[alias].model_id, []).append(alias)
+        self._of = {model_id: tuple(aliases) for model_id, aliases in of.items()}

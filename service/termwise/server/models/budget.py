@@ -23,6 +23,7 @@ class Budget:
         self._limit = limit_bytes
         self._key = key
         self._claims: dict[str, tuple[EncoderKey, MemoryEstimate]] = {}
+        self._precisions: dict[EncoderKey, str] = {}
 
     def check(self, record: DeploymentRecord, model: ModelRecord) -> MemoryEstimate:
         """Estimate the memory of a deployment, whose model is READY, in place of what it has now.
@@ -44,13 +45,22 @@ class Budget:
         self._claims[record.deployment_id] = claim
         return claim[1]
 
+    def settle(self, record: DeploymentRecord, model: ModelRecord, precision: str) -> MemoryEstimate:
+        """Count a deployment that has been loaded, and those that share its encoder, by the precision that it got.
+
+        Before that it counts by what was asked for, of which "auto" may turn out as anything.
+        """
+        self._precisions[self._key(record, model)] = precision
+        claim = self._claim(record, model)
+        self._claims[record.deployment_id] = claim
+        return claim[1]
+
     def give_back(self, deployment_id: str) -> None:
         """Count a deployment no more."""
         self._claims.pop(deployment_id, None)
 
     def _weigh(self, record: DeploymentRecord, model: ModelRecord) -> tuple[EncoderKey, MemoryEstimate]:
-        key = self._key(record, model)
-        claim = (key, estimate_memory(record, model, precision=key.precision))
+        claim = self._claim(record, model)
         beside = [other for name, other in self._claims.items() if name != record.deployment_id]
         taken = taken_bytes(beside)
         needed = taken_bytes([*beside, claim]) - taken
@@ -64,6 +74,10 @@ class Budget:
                 metadata={"needed_bytes": str(needed), "left_bytes": str(left), "limit": str(self._limit)},
             )
         return claim
+
+    def _claim(self, record: DeploymentRecord, model: ModelRecord) -> tuple[EncoderKey, MemoryEstimate]:
+        key = self._key(record, model)
+        return key, estimate_memory(record, model, precision=self._precisions.get(key, key.precision))
 
 
 def taken_bytes(claims: Iterable[tuple[EncoderKey, MemoryEstimate]]) -> int:

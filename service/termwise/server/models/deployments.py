@@ -279,9 +279,8 @@ class Deployments:
                 if not runner.is_asleep:  # else it fell asleep before there was room in its queue
                     raise
 
-    @staticmethod
     async def _expand(
-        context: RequestContext, runner: Runner, texts: Sequence[str], side: Side | None, *, wait: bool
+        self, context: RequestContext, runner: Runner, texts: Sequence[str], side: Side | None, *, wait: bool
     ) -> Expansions:
         encoder, batcher = runner.encoder, runner.batcher
         if runner.state is not DeploymentState.STARTED or encoder is None or batcher is None:
@@ -305,7 +304,9 @@ class Deployments:
         expansions, timings = await batcher.submit(
             texts, side, deadline=context.deadline, wait=wait, group=context.request_id
         )
-        return Expansions(expansions, runner.record.model_id, encoder.fingerprint(side), timings)
+        model_id = runner.record.model_id
+        aliases = self._catalog.aliases.of(model_id)
+        return Expansions(expansions, model_id, encoder.fingerprint(side), timings, aliases)
 
     async def restore(self) -> None:
         """Begin all deployments that the store wants, at once, in the background; `settled` waits for them.

@@ -114,6 +114,8 @@ class Lifecycle:
         else:
             runner.start_time, runner.since = datetime.now(UTC), self._clock()
             runner.peak = max(runner.peak, runner.record.number_of_allocations)
+            if runner.encoder is not None:
+                runner.memory = self._budget.settle(runner.record, model, runner.encoder.precision)
             self._move(runner, DeploymentState.STARTED)
             _log.info("deployment_started", deployment=deployment_id, model=runner.record.model_id)
 

@@ -23,7 +23,7 @@ from termwise.server.search.view import Stop, View
 from termwise.storage.types import SparseVector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
     from concurrent.futures import Executor
 
     from termwise.server.context import RequestContext
@@ -103,6 +103,7 @@ class _Expanded:
     truncated: bool
     model_id: str
     fingerprint: str
+    aliases: Collection[str]
 
 
 @dataclass(slots=True, eq=False)
@@ -250,7 +251,7 @@ class Searcher:
         answers = [await calls[0]] if len(calls) == 1 else await _gathered(calls)
         return {
             TextKey(deployment, text): _Expanded(
-                _vector(expansion), expansion.truncated, answer.model_id, answer.fingerprint
+                _vector(expansion), expansion.truncated, answer.model_id, answer.fingerprint, answer.aliases
             )
             for (deployment, each), answer in zip(texts.items(), answers, strict=True)
             for text, expansion in zip(each, answer.expansions, strict=True)
@@ -291,7 +292,7 @@ class Searcher:
                 },
             )
         expected = opened.mapping.fields[node.field].model_id
-        if expected and query.model_id and expected != query.model_id:
+        if expected and query.model_id and expected != query.model_id and expected not in query.aliases:
             raise FailedPreconditionError(
                 f'Field "{node.field}" is for vectors of model "{expected}", and deployment "{key.deployment_id}" runs '
                 f'"{query.model_id}"; search with a deployment of the field\'s model.',
