@@ -109,6 +109,23 @@ def test_a_package_runs_as_it_is_with_equal_vectors(variant: str, encoder: Encod
         assert mine.token_count == original.token_count
 
 
+def test_an_archive_that_answers_otherwise_than_its_tensors_say_runs_as_it_is(
+    make_model: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    package = make_package(make_model("bert"), tmp_path / "package", "halved", max_sequence_length=90)
+    folder, cache = as_model_folder(package, tmp_path / "model"), tmp_path / "cache"
+    assert inspect_model(folder, CONFIG).architecture == "BertForMaskedLM"
+    for said in ("the archive runs as it is", ""):
+        caplog.clear()
+        encoder = load_encoder(folder, CONFIG, cache=cache)
+        assert encoder.engine == "torchscript"
+        # The second time it is known.
+        assert said in caplog.text
+        assert bool(said) == bool(caplog.text)
+    with pytest.raises(FailedPreconditionError, match="precision: This TorchScript model"):
+        load_encoder(unhosted(folder), CONFIG, precision="bfloat16")
+
+
 def unhosted(folder: Path) -> Path:
     """Make a model whose tensors have names that no architecture has."""
     module: Any = torch.jit.load(str(folder / names.ARCHIVE))

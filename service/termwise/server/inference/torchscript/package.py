@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -17,10 +18,11 @@ from termwise.server.inference.extraction import Weighing
 from termwise.server.inference.hardware import set_compute_threads
 from termwise.server.inference.loader import ModelFacts
 from termwise.server.inference.text import TextRules, TextTokenizer
-from termwise.server.inference.torchscript import rehosting
+from termwise.server.inference.torchscript import rehosting, verdicts
 from termwise.server.inference.torchscript.archive import Archive
 from termwise.server.inference.torchscript.metadata import read_metadata
 from termwise.server.inference.torchscript.names import ARCHIVE, METADATA, VOCABULARY
+from termwise.server.inference.torchscript.objects import check_objects
 from termwise.server.inference.torchscript.pickles import PACKED, Made, Tensor, read_pickle, walk
 from termwise.server.inference.torchscript.refusals import unsafe, unusable
 from termwise.server.inference.torchscript.source import check_source
@@ -28,7 +30,7 @@ from termwise.server.inference.torchscript.trial import try_out
 from termwise.server.inference.torchscript.vocabulary import Vocabulary, make_tokenizer, read_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from termwise.server.inference.base import Encoder, ExpansionConfig
@@ -134,7 +136,8 @@ def load_package(
     # One worker is one thread of work: the tokenizer's own pool would take the other workers' processors.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     runs = _Runs(package, cache, threads)
-    if package.host is not None:
+    asked = (package.fingerprints[Side.DOCUMENT], precision, device)
+    if package.host is not None and not verdicts.is_known(cache, "as-it-is", *asked):
         try:
             return rehosting.load(package, runs.weights, Computing(threads, precision, cache, device))
         except FailedPreconditionError as error:
@@ -142,7 +145,9 @@ def load_package(
                 raise
             if precision not in {"auto", package.precision} or device == "cuda":
                 raise
-            _log.warning("the archive runs as it is: %s", error)
+            _log.warning("the archive runs as it is: %s", error.message)
+            if error.reason_code == "PARITY_FAILED":
+                verdicts.remember(cache, "as-it-is", *asked)
     if device == "cuda":
         raise refuse_device("This TorchScript model runs on the processor alone; set auto or cpu.")
     if precision not in {"auto", package.precision}:
@@ -195,9 +200,12 @@ def open_package(folder: Path, config: ExpansionConfig) -> Package:
     vocabulary = read_vocabulary(folder / VOCABULARY)
     with Archive(folder / ARCHIVE) as archive:
         code = {name: archive.read(name) for name in archive.code}
-        if check_source(code) > _MOST_NODES:
+        definitions = check_source(code)
+        if definitions.largest() > _MOST_NODES:
             raise unsafe(f"its code comes to more than {_MOST_NODES} steps when its calls are unfolded")
-        pickled = {name: _read(archive, name) for name in archive.pickles}
+        steps = itertools.count()
+        pickled = {name: _read(archive, name, steps) for name in archive.pickles}
+    check_objects(pickled, definitions)
     state = {path: part for path, part in walk(pickled["data.pkl"]) if isinstance(part, Tensor)}
     # A frozen model keeps its weights among the constants.
     parts = [part for name in ("data.pkl", "constants.pkl") for _, part in walk([name, pickled[name]])]
@@ -219,8 +227,8 @@ def open_package(folder: Path, config: ExpansionConfig) -> Package:
     return Package(folder, metadata, resolved, vocabulary, tokenizer, weights_bytes, precision, host)
 
 
-def _read(archive: Archive, name: str) -> Any:
-    return read_pickle(archive.read(name), name, lambda key: archive.stored(name, key))
+def _read(archive: Archive, name: str, steps: Iterator[int]) -> Any:
+    return read_pickle(archive.read(name), name, lambda key: archive.stored(name, key), steps)
 
 
 def _max_tokens(config: ExpansionConfig, longest: int) -> int:

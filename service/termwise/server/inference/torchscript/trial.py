@@ -9,8 +9,6 @@ Run as a module, this is that process: it reads what to try as JSON from its inp
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import resource
@@ -20,13 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from termwise.server.errors import FailedPreconditionError
-from termwise.server.inference.hardware import torch_version
+from termwise.server.inference.torchscript import verdicts
 from termwise.server.inference.torchscript.metadata import read_metadata
 from termwise.server.inference.torchscript.names import ARCHIVE, METADATA
 from termwise.server.inference.torchscript.refusals import unusable
 
-# Changes when the trial does, so that old verdicts are not believed.
-_VERSION: Final = 1
 # Two texts of the largest length and two short ones take a model of 24 layers some 20 s on one processor.
 _SECONDS: Final = 180
 _MEMORY_BYTES: Final = 6 << 30
@@ -45,15 +41,10 @@ def try_out(
         FailedPreconditionError: it does not run, or takes too much time or memory.
 
     """
-    key = json.dumps([_VERSION, fingerprint, torch_version()])
-    kept = cache / "torchscript" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-    if kept.is_file():
+    if verdicts.is_known(cache, "runs", fingerprint):
         return
     _run({"folder": str(folder), "vocabulary": vocabulary_size, "longest": max_tokens}, seconds)
-    # A verdict that cannot be kept is no reason to fail; only good ones are.
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text("{}\n", encoding="utf-8")
+    verdicts.remember(cache, "runs", fingerprint)
 
 
 def _run(task: dict[str, Any], seconds: float) -> None:
