@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from termwise.server.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
@@ -340,6 +340,7 @@ def test_progress_goes_back_only_to_begin_anew(steps: list[tuple[int, int]]) -> 
     loop.close()
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "a.b", ".c"]), st.sampled_from(["x", "y"]), max_size=4),
     st.sets(st.sampled_from(["a", "b", "a.b", ".c"])),

@@ -350,7 +350,7 @@ def test_names_that_are_no_files_of_a_model_are_refused(name: str, message: str)
         check_name(name)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(st.text(st.sampled_from("a./\\~.json\0 ü"), max_size=20))
 def test_no_name_leads_out_of_the_folder(name: str) -> None:
     with TemporaryDirectory() as folder:
@@ -369,7 +369,7 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
         held.close()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 5_000), st.lists(st.tuples(st.integers(0, 5_000), st.booleans()), max_size=6))
 def test_however_a_file_is_cut_it_arrives_whole(size: int, cuts: list[tuple[int, bool]]) -> None:
     """Each cut ends a part; those that are marked end the stream."""
