@@ -19,7 +19,8 @@ from numpy.random import mtrand
 
 from termwise.server.inference.artefacts import open_folder
 from termwise.server.inference.base import Encoder, ExpansionConfig, Side
-from termwise.server.inference.hardware import has_bfloat16, set_compute_threads
+from termwise.server.inference.findings import remember
+from termwise.server.inference.hardware import compute_threads, has_bfloat16, set_compute_threads
 from termwise.server.inference.loader import load_encoder
 from termwise.server.inference.native import library
 from termwise.server.inference.native.layout import Kind, Matrix, RowsStructure, aligned, to_bfloat16
@@ -278,6 +279,24 @@ def test_with_tiles_for_bfloat16_networks_are_timed(
     monkeypatch.setattr("termwise.server.inference.networks.has_amx", lambda: True)
     makers = make_networks(folder, read_weights(folder), "bfloat16")
     assert sorted(make().kernel for make in makers) == ["avx512bf16, layers in float32", "torch"]
+
+
+@needs_kernel
+def test_networks_are_not_timed_again_where_the_kernel_was_the_fastest(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if Kind.BFLOAT16 not in levels()[0].kinds:
+        pytest.skip("this processor does not compute in bfloat16")
+    folder = open_folder(make_model())
+    weights = read_weights(folder)
+    monkeypatch.setattr("termwise.server.inference.networks.has_amx", lambda: True)
+    first, *_ = make_networks(folder, weights, "bfloat16", tmp_path)
+    won = first().engine == "native"
+    assert any(tmp_path.rglob("kernel-wins-*")) is won
+    remember(tmp_path, "kernel-wins", folder.dimensions, compute_threads())
+    monkeypatch.setattr("termwise.server.inference.networks.fastest_first", lambda *_: pytest.fail("timed again"))
+    engines = [make().engine for make in make_networks(folder, weights, "bfloat16", tmp_path)]
+    assert engines == ["native", "torch"]
 
 
 @needs_kernel

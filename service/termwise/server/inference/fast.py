@@ -63,7 +63,7 @@ def load_fast(
         FailedPreconditionError: see `loader.load_encoder`.
 
     """
-    make, able, where = _choose_device(computing.device)
+    make, able, where = _choose_device(computing)
     choices = [computing.precision]
     if computing.precision == "auto":
         choices = ["bfloat16", "float32"] if "bfloat16" in able else ["float32"]
@@ -116,18 +116,18 @@ def does_not_run(precision: str, error: Exception) -> FailedPreconditionError:
     return FailedPreconditionError(f"{why[0].upper()}{why[1:]}.", reason="MODEL_DOES_NOT_RUN")
 
 
-def _choose_device(device: str) -> tuple[Callable[..., Iterable[Callable[[], Network]]], set[str], str]:
+def _choose_device(computing: Computing) -> tuple[Callable[..., Iterable[Callable[[], Network]]], set[str], str]:
     """Give what makes networks on a device, the precisions that they compute in there, and the device in words."""
     cuda = None
-    if device != "cpu" and may_have_cuda():
+    if computing.device != "cpu" and may_have_cuda():
         from termwise.server.inference import device as devices  # noqa: PLC0415 - imports torch
 
         cuda = devices.cuda_device()
     if cuda is None:
-        if device == "cuda":
+        if computing.device == "cuda":
             raise refuse_device("There is no CUDA device that torch can use; set auto or cpu.")
         able = {"float32"} | ({"bfloat16"} if has_bfloat16() else set()) | ({"int8"} if has_int8() else set())
-        return make_networks, able, "this processor"
+        return partial(make_networks, cache=computing.cache), able, "this processor"
 
     def make(
         folder: ModelFolder, weights: Mapping[str, NDArray[np.float32]], precision: str

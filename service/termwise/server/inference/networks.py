@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from termwise.server.inference.findings import is_known, remember
 from termwise.server.inference.hardware import compute_threads, has_amx, torch_has_bfloat16
 from termwise.server.inference.native.layout import Kind
 from termwise.server.inference.native.library import best_level
@@ -20,6 +22,7 @@ from termwise.server.inference.native.network import NativeNetwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 NARROW = 128
 # Tokens of the text that networks are timed with.
 _PROBE_TOKENS = 128
+_KERNEL_WINS = "kernel-wins"
 _KINDS = {"float32": Kind.FLOAT32, "bfloat16": Kind.BFLOAT16, "int8": Kind.INT8}
 
 
@@ -75,7 +79,7 @@ class PositiveNetwork(Network, Protocol):
 
 
 def make_networks(
-    folder: ModelFolder, weights: Mapping[str, NDArray[np.float32]], precision: str
+    folder: ModelFolder, weights: Mapping[str, NDArray[np.float32]], precision: str, cache: Path | None = None
 ) -> Iterable[Callable[[], Network]]:
     """Give what makes the networks that compute in a precision here, the best one first.
 
@@ -86,13 +90,20 @@ def make_networks(
         folder: the model.
         weights: its weights in float32, by today's names.
         precision: "float32", "bfloat16" or "int8"; the last one has no network but the kernel's.
+        cache: folder that keeps whether the kernel was the fastest, where networks must be timed.
 
     """
     makers = _makers(folder, weights, precision)
-    if precision == "bfloat16" and has_amx():
-        # Which one wins depends on the model's width; so far nobody has measured it.
-        return fastest_first(makers, folder.dimensions.longest)
-    return makers
+    if precision != "bfloat16" or not has_amx():
+        return makers
+    # Which one wins depends on the model's width; so far nobody has measured it.
+    shape = folder.dimensions, compute_threads()
+    if is_known(cache, _KERNEL_WINS, *shape):
+        return makers
+    ranked = fastest_first(makers, folder.dimensions.longest)
+    if isinstance(ranked[0], _Made) and ranked[0].network.engine == "native":
+        remember(cache, _KERNEL_WINS, *shape)
+    return ranked
 
 
 def fastest_first(
@@ -110,12 +121,18 @@ def fastest_first(
         except (RuntimeError, MemoryError):
             timed.append((math.inf, make))  # whoever makes it again hears why
         else:
-            timed.append((clock() - start, partial(_identity, network)))
+            timed.append((clock() - start, _Made(network)))
     return [make for _, make in sorted(timed, key=itemgetter(0))]
 
 
-def _identity(network: Network) -> Network:
-    return network
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Gives a network that is there already."""
+
+    network: Network
+
+    def __call__(self) -> Network:
+        return self.network
 
 
 def _makers(
@@ -131,15 +148,19 @@ def _makers(
             layers = Kind.BFLOAT16 if Kind.BFLOAT16 in level.kinds else Kind.FLOAT32
             yield partial(_make_native, level, folder, weights, (layers, kind))
     if precision == "float32" or (precision == "bfloat16" and torch_has_bfloat16()):
-        from termwise.server.inference.torch_network import TorchNetwork  # noqa: PLC0415 - imports torch
-
-        yield partial(TorchNetwork, folder, weights, precision)
+        yield partial(_make_torch, folder, weights, precision)
 
 
 def has_int8() -> bool:
     """Tell whether there is a network that computes in int8 here."""
     level = best_level()
     return level is not None and Kind.INT8 in level.kinds
+
+
+def _make_torch(folder: ModelFolder, weights: Mapping[str, NDArray[np.float32]], precision: str) -> Network:
+    from termwise.server.inference.torch_network import TorchNetwork  # noqa: PLC0415 - imports torch
+
+    return TorchNetwork(folder, weights, precision)
 
 
 def _make_native(
