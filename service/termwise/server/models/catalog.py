@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -16,16 +14,17 @@ from termwise.server.errors import (
     Resource,
     UnavailableError,
     already_exists,
-    invalid_field,
     not_found,
 )
-from termwise.server.metadata.records import ModelRecord, ModelState
+from termwise.server.metadata.records import ModelState
 from termwise.server.models import artifacts
 from termwise.server.models.aliases import Aliases, References, nobody, some
 from termwise.server.models.downloads import AT_ONCE, Downloads
 from termwise.server.models.packaged import PACKAGED, BuiltInPackages
 from termwise.server.models.patterns import Patterns
-from termwise.server.models.requests import ModelWait, check_model, check_package, unknown_packaged
+from termwise.server.models.registration import Registration
+from termwise.server.models.requests import ModelWait, check_model
+from termwise.server.models.trained_model import DownloadProgress, TrainedModel, being_deleted, check_usable
 from termwise.server.models.uploads import Uploads
 from termwise.server.models.waiting import Steps, within
 
@@ -34,11 +33,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from termwise.server.context import RequestContext
+    from termwise.server.metadata.records import ModelRecord
     from termwise.server.metadata.store import MetadataStore
     from termwise.server.models.download import Download
     from termwise.server.models.downloads import Inspect
-    from termwise.server.models.held import UploadedFile
-    from termwise.server.models.packaged import PackagedModel, PackageIndex
+    from termwise.server.models.packaged import PackageIndex
     from termwise.server.models.repositories.base import Repository
     from termwise.server.models.requests import NewModel
     from termwise.server.models.uploads import UploadPart
@@ -46,29 +45,6 @@ if TYPE_CHECKING:
 _BUILT_IN: Final = BuiltInPackages(PACKAGED)
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadProgress:
-    """How far a download is; `bytes_total` is 0 while unknown."""
-
-    model_id: str
-    state: ModelState
-    bytes_done: int
-    bytes_total: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedModel:
-    """A model as it stands. `download` is None where it was never begun in this server's life, nor is it READY.
-
-    `uploads` are the files of an upload that goes on.
-    """
-
-    record: ModelRecord
-    download: DownloadProgress | None
-    aliases: tuple[str, ...] = ()
-    uploads: tuple[UploadedFile, ...] = ()
 
 
 class ModelCatalog:
@@ -94,6 +70,7 @@ class ModelCatalog:
         self._folder = folder
         self._repositories = {repository.scheme: repository for repository in repositories}
         self._packages = packages
+        self._registration = Registration(self._repositories, packages)
         self._references = references
         self.aliases = Aliases(store, self.names, references, reserved=packages.built_in)
         self._steps = Steps()
@@ -137,48 +114,12 @@ class ModelCatalog:
         """
         check_model(model)
         await self._check_free(model.model_id)
-        package = await self._find_package(context, model)
-        record = self._record(model, package)
+        record = await self._registration.record(context, model)
         download = await self._steps.run(self._insert(record))
         if wait is ModelWait.READY and download is not None:
             message = f'Model "{model.model_id}" is stored and still downloading; follow it with DownloadTrainedModel.'
             await within(context, download.ended(), message)
         return await self._view(await self._require(model.model_id))
-
-    async def _find_package(self, context: RequestContext, model: NewModel) -> PackagedModel | None:
-        """Look a packaged model up, which may take a look into the model repository."""
-        if not model.model_id.startswith("."):
-            return None
-        looking = asyncio.to_thread(self._packages.find, model.model_id)
-        package = await within(context, looking, "The model repository did not answer in time; nothing was stored.")
-        if package is None:
-            raise unknown_packaged(model.model_id, self._packages.built_in, self._packages.place)
-        check_package(model, package)
-        if package.metadata is not None:
-            package.metadata.check_platform()
-        return package
-
-    def _record(self, model: NewModel, package: PackagedModel | None) -> ModelRecord:
-        source_uri = package.source_uri if package else model.source_uri
-        if source_uri:
-            repository = self._repositories.get(source_uri.partition("://")[0])
-            if repository is None:
-                kinds = " or ".join(f"{scheme}://" for scheme in sorted(self._repositories))
-                raise invalid_field("source_uri", f"Its kind is unknown; give {kinds}.")
-            repository.check(source_uri)
-        metadata = package.metadata if package else None
-        return ModelRecord(
-            model_id=model.model_id,
-            state=ModelState.DOWNLOADING if source_uri else ModelState.DEFINED,
-            source_uri=source_uri,
-            create_time=datetime.now(UTC),
-            sha256=package.sha256 if package else model.sha256.lower(),
-            description=model.description or (package.description if package else ""),
-            tags=model.tags or (package.tags if package else ()),
-            config=dataclasses.asdict(metadata.expansion(model.config) if metadata else model.config),
-            metadata=dict(model.metadata),
-            package=dict(metadata.raw) if metadata else None,
-        )
 
     async def _check_free(self, model_id: str) -> None:
         """Refuse an id that a model, an alias or a deployment has."""
@@ -275,7 +216,7 @@ class ModelCatalog:
         async with self.names:
             record = await self._require(model_id)
             if model_id in self._deleting:
-                raise _being_deleted(model_id)
+                raise being_deleted(model_id)
             await self._check_unused(model_id, force=force)
             await asyncio.to_thread(
                 self._store.put_model, dataclasses.replace(record, state=ModelState.DELETING, error="")
@@ -351,7 +292,7 @@ class ModelCatalog:
             if record.state is ModelState.READY:
                 return None
             if record.state is ModelState.DELETING:
-                raise _being_deleted(model_id)
+                raise being_deleted(model_id)
             if not record.source_uri:
                 raise FailedPreconditionError(
                     f'Model "{model_id}" has no source to download from; send its files by UploadTrainedModel.',
@@ -465,30 +406,3 @@ class ModelCatalog:
             # It was downloaded in an earlier life of the server.
             return DownloadProgress(record.model_id, record.state, record.size_bytes, record.size_bytes)
         return DownloadProgress(record.model_id, record.state, download.bytes_done, download.bytes_total)
-
-
-def check_usable(record: ModelRecord) -> None:
-    """Refuse a model whose artefacts are not there and are not coming by themselves.
-
-    Raises:
-        FailedPreconditionError: it is DEFINED, FAILED, or being deleted.
-
-    """
-    if record.state is ModelState.DEFINED:
-        raise FailedPreconditionError(
-            f'Model "{record.model_id}" has no files yet; send them by UploadTrainedModel.',
-            reason="MODEL_NOT_UPLOADED",
-            resource=Resource("model", record.model_id),
-        )
-    if record.state is ModelState.FAILED:
-        raise FailedPreconditionError(
-            f'Model "{record.model_id}" failed to download: {record.error} Call DownloadTrainedModel to try again.',
-            reason="MODEL_FAILED",
-            resource=Resource("model", record.model_id),
-        )
-    if record.state is ModelState.DELETING:
-        raise _being_deleted(record.model_id)
-
-
-def _being_deleted(model_id: str) -> FailedPreconditionError:
-    return FailedPreconditionError(f'Model "{model_id}" is being deleted.', reason="MODEL_BEING_DELETED")

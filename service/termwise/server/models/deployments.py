@@ -22,11 +22,11 @@ from termwise.server.metadata.records import ModelState
 from termwise.server.models.aliases import some
 from termwise.server.models.autoscaler import Autoscaler
 from termwise.server.models.budget import Budget
-from termwise.server.models.catalog import check_usable
 from termwise.server.models.launching import Launcher
 from termwise.server.models.lifecycle import RETRY_SECONDS, Lifecycle
 from termwise.server.models.requests import DeploymentWait, check_deployment, check_update
 from termwise.server.models.runner import Deployment, DeploymentState
+from termwise.server.models.trained_model import check_usable
 from termwise.server.models.waiting import Steps, within
 from termwise.server.models.wishes import new_record, updated_record
 

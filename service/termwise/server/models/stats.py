@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from termwise.server.inference.statistics import StatisticsView
-    from termwise.server.models.catalog import ModelCatalog, TrainedModel
+    from termwise.server.models.catalog import ModelCatalog
     from termwise.server.models.deployments import Deployments
     from termwise.server.models.runner import Deployment
+    from termwise.server.models.trained_model import TrainedModel
 
 PipelinesOf: TypeAlias = "Callable[[str], Awaitable[Sequence[str]]]"
 """Names the pipelines that use a name: a deployment's id, or a model's id or alias."""

@@ -15,7 +15,7 @@ from termwise.v1 import trained_models_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from termwise.server.models.catalog import DownloadProgress, TrainedModel
+    from termwise.server.models.trained_model import DownloadProgress, TrainedModel
     from termwise.server.models.uploads import UploadPart
 
 _MODEL_WAITS: Final = {
