@@ -410,6 +410,14 @@ async def test_a_full_disk_costs_nothing_that_was_held(begin: Any, put: Any, sma
     assert held.is_whole
 
 
+async def test_a_disk_without_any_room_is_told(begin: Any, put: Any, small_disk: Callable[[int], Any]) -> None:
+    put()
+    uploads = begin()
+    with small_disk(0), pytest.raises(ResourceExhaustedError, match="disk of the data folder is full"):
+        await uploads.receive(stream(*whole(FILES)))
+    await uploads.receive(stream(*whole(FILES), UploadCommit()))
+
+
 async def test_a_disk_without_room_is_said_before_any_byte(
     begin: Any, put: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

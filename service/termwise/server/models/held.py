@@ -180,7 +180,8 @@ class HeldFiles:
                 self._closed = True
                 with suppress(OSError):
                     self._settle()
-                artifacts.close_draft(self._draft, keep=bool(self._files))
+                with suppress(OSError):
+                    artifacts.close_draft(self._draft, keep=bool(self._files))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -130,8 +130,11 @@ class Uploads:
                     reason="UPLOAD_RUNNING",
                     resource=Resource("model", model_id),
                 )
-            draft = await asyncio.to_thread(artifacts.open_draft, self._folder, model_id, "", "")
-            files = self._open[model_id] = HeldFiles(draft)
+            try:
+                files = await asyncio.to_thread(_open, self._folder, model_id)
+            except OSError as error:
+                raise artifacts.from_os_error(error, "beginning the upload") from error
+            self._open[model_id] = files
             return files
 
     async def _end(self, model_id: str, files: HeldFiles) -> None:
@@ -190,6 +193,10 @@ class Uploads:
         return changes | ready(facts)
 
 
+def _open(folder: Path, model_id: str) -> HeldFiles:
+    return HeldFiles(artifacts.open_draft(folder, model_id, "", ""))
+
+
 def _check_state(record: ModelRecord) -> None:
     """Refuse an upload that a model in its state cannot take."""
     model = f'Model "{record.model_id}"'
@@ -205,7 +212,10 @@ def _check_state(record: ModelRecord) -> None:
 
 
 def _take(files: HeldFiles, part: UploadPart) -> None:
-    if isinstance(part, UploadHeader):
-        files.begin(UploadedFile(part.file_name, part.size_bytes, part.sha256.lower()), part.offset)
-    elif isinstance(part, UploadData):
-        files.append(part.data)
+    try:
+        if isinstance(part, UploadHeader):
+            files.begin(UploadedFile(part.file_name, part.size_bytes, part.sha256.lower()), part.offset)
+        elif isinstance(part, UploadData):
+            files.append(part.data)
+    except OSError as error:
+        raise artifacts.from_os_error(error, "taking the upload") from error
