@@ -425,6 +425,30 @@ def test_whatever_a_file_holds_is_read_or_refused(
         assert facts.vocabulary_size == 40
 
 
+@given(value=_JSON, data=st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_tokenizer_holds_is_read_or_refused(
+    bert: Path, tmp_path: Path, value: Any, data: st.DataObject
+) -> None:
+    folder = tmp_path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(bert, folder)
+    content = node = json.loads((folder / "tokenizer.json").read_text())
+    while True:
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if not node[key] or not isinstance(node[key], dict | list) or data.draw(st.booleans()):
+            break
+        node = node[key]
+    node[key] = value
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    try:
+        facts = inspect_model(folder, CONFIG)
+    except FailedPreconditionError as error:
+        assert error.message.endswith(".")  # noqa: PT017
+    else:
+        assert facts.vocabulary_size == 40
+
+
 @given(texts=st.lists(st.lists(st.integers(0, 39), max_size=30), max_size=5), limit=st.integers(0, 6))
 def test_a_table_gives_each_distinct_token_its_weight(table: torch.Tensor, texts: list[list[int]], limit: int) -> None:
     strings = [f"t{number % 7}{number}" for number in range(40)]

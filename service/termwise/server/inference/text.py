@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from termwise.server.errors import FailedPreconditionError, InvalidArgumentError
 from termwise.server.inference.base import Side, TokenizedText
-from termwise.server.inference.tokenizer_files import load_tokenizer, too_many_tokens
+from termwise.server.inference.tokenizer_files import is_failure, load_tokenizer, too_many_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +29,8 @@ _CUT_MARGIN = 128
 # it.
 _LONGEST_LOOK = 1 << 18
 _NO_TOKENS = TokenizedText(())
+# Texts that any tokenizer has to take: nothing, words that no vocabulary has, and characters of many kinds.
+_PROBES = ("", "a", "zqxjkvb \u03a9 \u5317\u4eac \U0001f600 \x00 e\u0301", "[MASK] <mask> x" * 9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class TextTokenizer:
 
         """
         self._tokenizer = tokenizer
+        _probe(tokenizer)
         self._prefixes = {Side.DOCUMENT: rules.document_prefix, Side.QUERY: rules.query_prefix}
         self._truncate = rules.truncate
         self._head, self._tail = _special_ids(tokenizer) if rules.special else ([], [])
@@ -81,7 +84,12 @@ class TextTokenizer:
         allowed = self._truncate if truncate is None else truncate
         whole = [prefix + text for text in texts]
         cuts = [_cut(text, self._first_look) for text in whole]
-        encodings = self._tokenizer.encode_batch_fast(cuts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(cuts, add_special_tokens=False)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise RuntimeError("The tokenizer failed.") from error
         return [
             self._frame(prefixed, cut, encoding.ids, truncate=allowed) if text.strip() else _NO_TOKENS
             for text, prefixed, cut, encoding in zip(texts, whole, cuts, encodings, strict=True)
@@ -161,6 +169,19 @@ def _cut(text: str, look: int) -> str:
         return start
     words = start.rsplit(maxsplit=1)
     return words[0] if len(words) > 1 and len(words[1]) < look // 2 else start
+
+
+def _probe(tokenizer: Any) -> None:
+    """Refuse a tokenizer that fails at a text, such as one that lacks the token for unknown words."""
+    try:
+        for special in (False, True):
+            tokenizer.encode_batch_fast(list(_PROBES), add_special_tokens=special)
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise FailedPreconditionError(
+            "The model cannot be used: its tokenizer fails at a text; download it again.", reason="MODEL_UNUSABLE"
+        ) from error
 
 
 def _special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -74,7 +74,9 @@ def load_tokenizer(source: TextSource) -> Any:
             tokenizer = byte_pairs(vocabulary, pairs, _special(source, vocabulary), source.tokenizer_config)
     except FailedPreconditionError:
         raise
-    except Exception as error:  # the library raises bare Exception
+    except BaseException as error:  # the library raises bare Exception
+        if not is_failure(error):
+            raise
         names = " or ".join(file.name for file in source.tokenizer)
         raise FailedPreconditionError(
             f"The model cannot be used: {names} is broken; download it again.", reason="MODEL_UNUSABLE"
@@ -86,6 +88,11 @@ def load_tokenizer(source: TextSource) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def is_failure(error: BaseException) -> bool:
+    """Tell whether an error is one of the tokenizer's. A panic in its Rust code is no Exception, and ends a thread."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _check_size(source: TextSource) -> None:
