@@ -22,6 +22,7 @@ from archives import change, read_members, replace_archive, save, write_members
 from elser_package import as_model_folder, tiny_package
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.base import ExpansionConfig
+from termwise.server.inference.torchscript.copying import copied
 from termwise.server.inference.torchscript.names import ARCHIVE
 from termwise.server.inference.torchscript.operators import ALLOWED, CHANCE, DORMANT
 from termwise.server.inference.torchscript.package import inspect_package, load_package
@@ -225,6 +226,20 @@ def test_an_archive_may_have_been_called_anything(good: bytes, folder: Path) -> 
     top = next(iter(members)).split("/")[0]
     renamed = {name.replace(f"{top}/", "mod\u00e8le (2)/", 1): held for name, held in members.items()}
     replace_archive(folder, write_members(renamed))
+    assert load_package(folder, CONFIG).engine == "torchscript"
+
+
+def test_torch_reads_a_copy_of_what_was_looked_through(good: bytes, folder: Path) -> None:
+    members = read_members(good)
+    top = next(iter(members)).split("/")[0]
+    replace_archive(folder, write_members(members | {f"{top}/extra/notes.txt": b"secret"}))
+    with copied(folder / ARCHIVE) as path, zipfile.ZipFile(path) as made:
+        held = {name.partition("/")[2]: made.read(name) for name in made.namelist()}
+    inner = {name.partition("/")[2]: content for name, content in members.items()}
+    assert held.items() <= inner.items()
+    assert set(inner) - set(held) == {
+        name for name in inner if name.endswith(".debug_pkl") or name.startswith(("traced_inputs", ".data/serial"))
+    }
     assert load_package(folder, CONFIG).engine == "torchscript"
 
 

@@ -20,6 +20,7 @@ from termwise.server.inference.loader import ModelFacts
 from termwise.server.inference.text import TextRules, TextTokenizer
 from termwise.server.inference.torchscript import rehosting, verdicts
 from termwise.server.inference.torchscript.archive import Archive
+from termwise.server.inference.torchscript.copying import copied
 from termwise.server.inference.torchscript.metadata import read_metadata
 from termwise.server.inference.torchscript.names import ARCHIVE, METADATA, VOCABULARY
 from termwise.server.inference.torchscript.objects import check_objects
@@ -179,7 +180,8 @@ class _Runs:
         size, longest = len(package.vocabulary.tokens), package.tokenizer.max_tokens
         if self._cache is not None:
             try_out(package.path, size, longest, package.fingerprints[Side.DOCUMENT], self._cache)
-        return Program(package.path / ARCHIVE, package.metadata, size, longest)
+        with copied(package.path / ARCHIVE) as copy:
+            return Program(copy, package.metadata, size, longest)
 
     def weights(self, texts: Any) -> list[Any]:
         return [self.program.weights(ids) for ids in texts]

@@ -13,7 +13,6 @@ from termwise.server.inference.torchscript.refusals import unusable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -40,8 +39,8 @@ class Program:
     kernel = "torchscript"
     place = "cpu"
 
-    def __init__(self, file: Path, package: PackageMetadata, vocabulary_size: int, max_tokens: int) -> None:
-        """Load a file whose members are checked already, and try it on texts of several lengths.
+    def __init__(self, file: str, package: PackageMetadata, vocabulary_size: int, max_tokens: int) -> None:
+        """Load the copy of an archive (see `copying`), and try it on texts of several lengths.
 
         Raises:
             FailedPreconditionError: torch cannot load it, it uses what it may not, it does not run on such texts, or
@@ -50,7 +49,7 @@ class Program:
         """
         self._vocabulary_size = vocabulary_size
         try:
-            module: Any = torch.jit.load(str(file), map_location="cpu")  # type: ignore[no-untyped-call]
+            module: Any = torch.jit.load(file, map_location="cpu")  # type: ignore[no-untyped-call]
             self._forward = module.eval().forward
             schema = self._forward.schema
             graph = module.inlined_graph

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.torchscript import verdicts
+from termwise.server.inference.torchscript.copying import copied
 from termwise.server.inference.torchscript.metadata import read_metadata
 from termwise.server.inference.torchscript.names import ARCHIVE, METADATA
 from termwise.server.inference.torchscript.refusals import unusable
@@ -84,10 +85,11 @@ def main() -> int:
 
     torch.set_num_threads(1)
     folder = Path(task["folder"])
-    _limit((folder / ARCHIVE).stat().st_size)
     try:
         package = read_metadata((folder / METADATA).read_bytes())
-        Program(folder / ARCHIVE, package, task["vocabulary"], task["longest"])
+        with copied(folder / ARCHIVE) as copy:
+            _limit((folder / ARCHIVE).stat().st_size)
+            Program(copy, package, task["vocabulary"], task["longest"])
     except FailedPreconditionError as error:
         json.dump({"message": error.message, "reason": error.reason_code}, sys.stdout)
         return _REFUSED
