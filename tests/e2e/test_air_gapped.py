@@ -197,7 +197,7 @@ def test_a_killed_server_goes_on_and_fetches_little_twice(launch: Any, blank: Pa
     flags = ("--model-repository", f"{web.url}/models")
     server = launch(blank, *flags)
     server.models.PutTrainedModel(pb.PutTrainedModelRequest(model_id=MODEL), timeout=30)
-    assert any(step.bytes_done > 0.45 * size for step in follow(server))
+    assert any(step.bytes_done > 0.49 * size for step in follow(server))  # nearly all that was sent has come
     server.kill()
     web.go.set()
 
