@@ -313,6 +313,13 @@ def test_other_routes_are_refused(folder: Path, changes: dict[str, Any], message
         inspect_model(folder, CONFIG)
 
 
+@pytest.mark.parametrize("name", ["document_0_Transformer", "query_0_SparseStaticEmbedding"])
+def test_a_missing_folder_is_named(folder: Path, name: str) -> None:
+    shutil.rmtree(folder / name)
+    with pytest.raises(FailedPreconditionError, match=f"its folder {name} is missing"):
+        inspect_model(folder, CONFIG)
+
+
 def test_routes_by_task_and_kind_of_input(folder: Path, table: torch.Tensor) -> None:
     content = json.loads((folder / "router_config.json").read_text())
     structure = {"looked_up": content["structure"]["query"], "text": content["structure"]["document"]}

@@ -231,6 +231,7 @@ def _route_name(task: str, structure: Mapping[str, Any], mappings: Any) -> str:
 def _open_chain(chain: tuple[_Module, ...], root: Path) -> NetworkPart | StaticFolder:
     kinds = [module.kind for module in chain]
     if len(chain) == 1 and kinds[0] in _TABLES:
+        _check_there(chain[0], root)
         return open_static(chain[0].folder, root)
     if len(chain) == len(("network", "pooling")) and kinds[0] in _NETWORKS and kinds[1] == _POOLING:
         return NetworkPart(_open_transformer(chain[0], root), _read_pooling(chain[1].folder, root))
@@ -247,6 +248,7 @@ def _open_transformer(module: _Module, root: Path) -> ModelFolder | PlainFolder:
         raise unusable(
             f'its module {module.kind} gives no logits of tokens (its task is "{task}"), which pooling needs'
         )
+    _check_there(module, root)
     opened = open_network(module.folder)
     longest = stated.get("max_seq_length")
     for key, value in _calls(stated):
@@ -259,6 +261,11 @@ def _open_transformer(module: _Module, root: Path) -> ModelFolder | PlainFolder:
     if isinstance(longest, int) and not isinstance(longest, bool):
         settings = settings | {"model_max_length": longest}
     return replace(opened, tokenizer_config=settings, lowercase=stated.get("do_lower_case") is True)
+
+
+def _check_there(module: _Module, root: Path) -> None:
+    if not module.folder.is_dir():
+        raise unusable(f"its folder {label(module.folder, root)} is missing; download the model as a whole")
 
 
 def _calls(stated: Mapping[str, Any]) -> list[tuple[str, Any]]:
