@@ -933,11 +933,13 @@ class ListTrainedModelsRequest(_message.Message):
     """`next_page_token` of the page before. Empty: the first page."""
     @_builtins.property
     def model_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids and aliases of the models wanted; "*" stands for any characters. Empty: all. One that matches nothing is no error."""
+        """Ids and aliases of the models wanted, up to 1,000; "*" stands for any characters. Empty: all. One that matches nothing
+        is no error.
+        """
 
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Labels that the models must have, all of them."""
+        """Labels that the models must have, all of them, up to 1,000."""
 
     def __init__(
         self,
@@ -1720,7 +1722,7 @@ class GetTrainedModelStatsRequest(_message.Message):
     @_builtins.property
     def model_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids and aliases of models; or ids of deployments, each of which means its model's figures with that deployment alone.
-        "*" stands for any characters. Empty: all models.
+        "*" stands for any characters. Up to 1,000. Empty: all models.
         """
 
     def __init__(

@@ -16,6 +16,7 @@ from termwise.server.rpc.convert import deployments as deploying
 from termwise.server.rpc.convert import inference as inferring
 from termwise.server.rpc.convert import models as modelling
 from termwise.server.rpc.convert.statistics import model_statistics
+from termwise.server.rpc.convert.values import several
 from termwise.v1 import trained_models_pb2 as pb
 from termwise.v1 import trained_models_pb2_grpc
 
@@ -68,7 +69,8 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         authorize(request_context(grpc_context), "models.read", "model/*")
         size = paging.page_size(request.page_size)
         after = paging.after_token(request.page_token, "ListTrainedModels")
-        found = await self._catalog.list(after, size + 1, patterns=tuple(request.model_ids), tags=tuple(request.tags))
+        names, tags = several(request.model_ids, "model_ids"), several(request.tags, "tags")
+        found = await self._catalog.list(after, size + 1, patterns=names, tags=tags)
         models, token = paging.page(found, size, "ListTrainedModels", lambda model: model.record.model_id)
         return pb.ListTrainedModelsResponse(
             trained_models=[modelling.trained_model(model) for model in models], next_page_token=token
@@ -191,7 +193,8 @@ class TrainedModelsServicer(trained_models_pb2_grpc.TrainedModelsServicer):
         authorize(request_context(grpc_context), "models.read", "model/*")
         size = paging.page_size(request.page_size)
         after = paging.after_token(request.page_token, "GetTrainedModelStats")
-        found = await self._statistics.gather(tuple(request.model_ids), after, size + 1)
+        names = several(request.model_ids, "model_ids")
+        found = await self._statistics.gather(names, after, size + 1)
         models, token = paging.page(found, size, "GetTrainedModelStats", lambda each: each.model.record.model_id)
         return pb.GetTrainedModelStatsResponse(
             trained_model_stats=[model_statistics(each) for each in models], next_page_token=token
