@@ -50,14 +50,19 @@ _BUILTINS: Final = frozenset(
 _NAMES: Final = frozenset(["inf", "nan", "infj", "nanj", "self"])
 ROOTS: Final = ("torch", "ops", "__torch__", "CONSTANTS")
 """What dotted names begin with that mean something from outside a function; nothing in it may be called so."""
-_DEEPEST_CALLS: Final = 200
+_DEEPEST_CALLS: Final = 60
 
 
 @dataclass(slots=True)
 class Klass:
-    """A class of the archive: its fields' types as they are written, and its methods."""
+    """A class of the archive: its fields' types as they are written, and its methods.
 
+    `fields` are those that an object of it holds, `constants` the names of those that the class itself does.
+    """
+
+    named_tuple: bool = False
     fields: dict[str, str] = field(default_factory=dict)
+    constants: set[str] = field(default_factory=set)
     methods: dict[str, Body] = field(default_factory=dict)
 
 
@@ -68,18 +73,49 @@ class Definitions:
     classes: dict[str, Klass] = field(default_factory=dict)
     functions: dict[str, Body] = field(default_factory=dict)
 
+    # By their names alone, over all classes.
+    _fields: set[str] = field(default_factory=set)
+    _methods: dict[str, list[Body]] = field(default_factory=dict)
+
+    def add_class(self, name: str, made: Klass) -> None:
+        """Enter a class.
+
+        Raises:
+            FailedPreconditionError: there is one of that name; which of them torch takes is not for us to guess.
+
+        """
+        if name in self.classes:
+            raise unsafe(f"its code defines {name[:80]} twice")
+        self.classes[name] = made
+        self._fields |= made.fields.keys() | made.constants
+        for each, body in made.methods.items():
+            self._methods.setdefault(each, []).append(body)
+
+    def add_function(self, name: str, body: Body) -> None:
+        """Enter a function; errors as `add_class`."""
+        if name in self.functions:
+            raise unsafe(f"its code defines {name[:80]} twice")
+        self.functions[name] = body
+
     def methods(self, name: str) -> list[Body]:
-        """Give all methods of a name."""
-        return [each.methods[name] for each in self.classes.values() if name in each.methods]
+        """Give all methods of a name; it is the same list each time."""
+        return self._methods.get(name, [])
 
     def has_field(self, name: str) -> bool:
         """Tell whether any class has a field of that name."""
-        return any(name in each.fields for each in self.classes.values())
+        return name in self._fields
 
     def largest(self) -> int:
         """Give the size of the largest `forward` with all its calls unfolded, in nodes of the source."""
         sizes: dict[int, int] = {}
-        return max((_size(body, sizes, 0) for body in self.methods("forward")), default=0)
+        return _largest(self.methods("forward"), sizes, 0)
+
+
+def _largest(choice: list[Body], sizes: dict[int, int], depth: int) -> int:
+    """Give the size of the largest of some functions; `sizes` are those known, of functions and of such choices."""
+    if id(choice) not in sizes:
+        sizes[id(choice)] = max((_size(each, sizes, depth) for each in choice), default=0)
+    return sizes[id(choice)]
 
 
 def _size(body: Body, sizes: dict[int, int], depth: int) -> int:
@@ -87,7 +123,7 @@ def _size(body: Body, sizes: dict[int, int], depth: int) -> int:
         raise unsafe("a function of its code calls itself, or calls are nested too deep")
     known = sizes.get(id(body))
     if known is None:
-        called = sum(max((_size(each, sizes, depth + 1) for each in choice), default=0) for choice in body.calls)
+        called = sum(_largest(choice, sizes, depth + 1) for choice in body.calls)
         known = sizes[id(body)] = body.nodes + called
     return known
 

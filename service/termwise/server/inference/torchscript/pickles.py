@@ -9,6 +9,7 @@ The opcodes are those of Python's pickle protocol 2; what torch puts in them is 
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickletools
 import re
@@ -20,7 +21,10 @@ from termwise.server.inference.torchscript.refusals import unsafe, unusable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_MOST_STEPS: Final = 5_000_000
+# Of all pickles of an archive; a BERT with 24 layers takes a tenth of them.
+MOST_STEPS: Final = 2_000_000
+# Far beyond any model's; products of sizes stay within 64 bits.
+_MOST_ELEMENTS: Final = 1 << 48
 _MOST_DIMENSIONS: Final = 64
 _STORES: Final = {
     "DoubleStorage": 8,
@@ -87,26 +91,35 @@ class _Store:
     elements: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _New:
+    """An object without its state, which for torch is none yet."""
+
+    kind: str
+
+
 _MARK: Final = object()
 
 
-def read_pickle(raw: bytes, name: str, stored: Callable[[str], int]) -> Any:
+def read_pickle(raw: bytes, name: str, stored: Callable[[str], int], steps: Iterator[int] | None = None) -> Any:
     """Walk a pickle and give what it makes: plain values, `Made`, `Tensor`.
 
     Args:
         raw: the pickle.
         name: how to call it in errors.
         stored: gives the bytes of a store by its key, -1 where there is none.
+        steps: counts what all of an archive's pickles take; None for one that stands alone.
 
     Raises:
         FailedPreconditionError: it is broken, or says what torch does not write.
 
     """
     machine = _Machine(name, stored)
+    counter = itertools.count() if steps is None else steps
     try:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
-            if step > _MOST_STEPS:
-                raise unsafe(f"{name} has more than {_MOST_STEPS} steps")
+        for opcode, argument, _ in pickletools.genops(raw):
+            if next(counter) > MOST_STEPS:
+                raise unsafe(f"its pickles have more than {MOST_STEPS} steps")
             if opcode.name == "STOP":
                 return machine.result()
             machine.step(opcode.name, argument)
@@ -135,6 +148,8 @@ class _Machine:
         elif opcode in _CONSTANTS:
             stack.append(_CONSTANTS[opcode]())
         elif opcode in {"BINPUT", "LONG_BINPUT"}:
+            if stack[-1] is _MARK:
+                raise ValueError(opcode)
             self._memo[argument] = stack[-1]
         elif opcode in {"BINGET", "LONG_BINGET"}:
             stack.append(self._memo[argument])
@@ -178,8 +193,15 @@ class _Machine:
         del self._stack[-count:]
         self._stack.append(values)
 
-    def append(self) -> None:
+    def _pop(self) -> Any:
+        """Take a value; torch keeps its marks elsewhere and would take what lies below one."""
         value = self._stack.pop()
+        if value is _MARK:
+            raise ValueError(value)
+        return value
+
+    def append(self) -> None:
+        value = self._pop()
         self._list().append(value)
 
     def appends(self) -> None:
@@ -193,14 +215,22 @@ class _Machine:
         return target
 
     def set_item(self) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
-        self._dict()[_key(key)] = value
+        value, key = self._pop(), self._pop()
+        self._enter(self._dict(), key, value)
 
     def set_items(self) -> None:
         values = self._since_mark()
         target = self._dict()
         for key, value in zip(values[::2], values[1::2], strict=True):
-            target[_key(key)] = value
+            self._enter(target, key, value)
+
+    def _enter(self, target: dict[Any, Any], key: Any, value: Any) -> None:
+        if type(key) not in {str, int, float}:
+            raise TypeError(key)
+        # 1 and 1.0 are one key for Python and two for torch.
+        if key in target:
+            raise unsafe(f"{self._name} enters {ascii(key)[:40]} twice")
+        target[key] = value
 
     def _dict(self) -> dict[Any, Any]:
         target = self._stack[-1]
@@ -209,15 +239,17 @@ class _Machine:
         return target
 
     def new_object(self) -> None:
-        arguments, made = self._stack.pop(), self._stack.pop()
+        arguments, made = self._pop(), self._pop()
         if arguments != () or not isinstance(made, _Global) or not made.module.startswith("__torch__"):
             raise unsafe(f"{self._name} makes an object of what is not a class of its code")
-        self._stack.append(Made(f"{made.module}.{made.name}"))
+        self._stack.append(_New(f"{made.module}.{made.name}"))
 
     def build(self) -> None:
-        state, target = self._stack.pop(), self._stack[-1]
-        if not isinstance(target, Made):
-            raise TypeError(target)
+        state, new = self._pop(), self._pop()
+        if not isinstance(new, _New):
+            raise TypeError(new)
+        target = Made(new.kind)
+        self._stack.append(target)
         if target.kind == PACKED:
             # The one with a way of its own to come to life: a weight in 8 bits and a bias.
             weight, bias = state
@@ -230,7 +262,7 @@ class _Machine:
             target.state = state
 
     def persistent(self) -> None:
-        word, dtype, key, _, elements = self._stack.pop()
+        word, dtype, key, _, elements = self._pop()
         if word != "storage" or not isinstance(dtype, _Global) or dtype.name not in _STORES:
             raise unsafe(f"{self._name} refers to what is not a store of tensors")
         held = self._stored(key) if isinstance(key, str) else -1
@@ -242,7 +274,7 @@ class _Machine:
         self._stack.append(_Store(dtype.name, key, elements))
 
     def reduce(self) -> None:
-        arguments, called = self._stack.pop(), self._stack.pop()
+        arguments, called = self._pop(), self._pop()
         if not isinstance(called, _Global) or not isinstance(arguments, tuple):
             raise TypeError(called)
         if called.module == "collections":
@@ -275,6 +307,8 @@ class _Machine:
             _natural(size)
             _natural(step)
             last += (size - 1) * step
+        if math.prod(shape) > _MOST_ELEMENTS or max(shape, default=0) > _MOST_ELEMENTS:
+            raise unsafe(f"{self._name} says that a tensor has more than {_MOST_ELEMENTS} elements")
         if 0 not in shape and last >= store.elements:
             raise unsafe(f"{self._name} says that a tensor reaches beyond what is stored of it")
         return Tensor(store.dtype, store.key, offset, tuple(shape), tuple(stride), scale)
@@ -293,12 +327,6 @@ class _Machine:
 def _natural(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(value)
-
-
-def _key(key: Any) -> Any:
-    if not isinstance(key, str | int | float):
-        raise TypeError(key)
-    return key
 
 
 _VALUES: Final = frozenset(

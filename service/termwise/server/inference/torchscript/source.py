@@ -24,13 +24,16 @@ _NO_HOOKS: Final = ("__forward_hooks__", "__forward_pre_hooks__")
 _SPECIAL: Final = ("__len__", "__contains__")
 _BASES: Final = ("Module", "NamedTuple")
 _MOST_NESTING: Final = 150
+# A BERT with 24 layers has a quarter of it; read, it takes some 200 times as much memory.
+_MOST_BYTES: Final = 2 << 20
+_FILE: Final = re.compile(r"code(/\w+)+\.py", re.ASCII)
 # What torch's reader and Python's make different things of.
 _ODD: Final = re.compile(r"[^\n\x20-\x7e]")
 _STRING: Final = re.compile(r'"(?:[^"\\\n]|\\[\\"\'ntrabfv0-9x])*"')
 
 
-def check_source(code: Mapping[str, bytes]) -> int:
-    """Check all of an archive's code, and tell how many nodes the model's `forward`s come to at most, calls unfolded.
+def check_source(code: Mapping[str, bytes]) -> Definitions:
+    """Check all of an archive's code; gives what it defines.
 
     Args:
         code: source by the member's name, such as `code/__torch__/torch/nn/modules/linear.py`.
@@ -39,16 +42,20 @@ def check_source(code: Mapping[str, bytes]) -> int:
         FailedPreconditionError: it holds what a model does not need; the message names the file and the thing.
 
     """
+    if sum(map(len, code.values())) > _MOST_BYTES:
+        raise unsafe(f"its code has more than {_MOST_BYTES} bytes")
     trees = {name: _parse(name, raw) for name, raw in code.items()}
     definitions = Definitions()
     bodies: list[tuple[str, Body]] = []
     for name, tree in trees.items():
+        if not _FILE.fullmatch(name):
+            raise unsafe(f"{name[:80]} is not a name that torch gives a file of code")
         module = name.removeprefix("code/").removesuffix(".py").replace("/", ".")
         for statement in tree.body:
             bodies += [(name, body) for body in _define(name, module, statement, definitions)]
     for name, body in bodies:
         body.check(definitions, name)
-    return definitions.largest()
+    return definitions
 
 
 def _parse(name: str, raw: bytes) -> ast.Module:
@@ -59,11 +66,10 @@ def _parse(name: str, raw: bytes) -> ast.Module:
     if _ODD.search(text):
         raise unsafe(f"{name} holds control characters")
     try:
-        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+        _check_tokens(name, text, tokenize.generate_tokens(io.StringIO(text).readline))
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise unsafe(f"{name} is not TorchScript as torch writes it") from error
-    _check_tokens(name, text, tokens)
     _check_nesting(name, tree)
     return tree
 
@@ -95,7 +101,7 @@ def _define(name: str, module: str, statement: ast.stmt, definitions: Definition
     """Enter what a statement at the top of a file defines; gives the bodies of its functions."""
     if isinstance(statement, ast.FunctionDef):
         body = _function(name, statement)
-        definitions.functions[f"{module}.{statement.name}"] = body
+        definitions.add_function(f"{module}.{statement.name}", body)
         return [body]
     if isinstance(statement, ast.ClassDef):
         return _class(name, f"{module}.{statement.name}", statement, definitions)
@@ -111,20 +117,31 @@ def _class(name: str, full: str, statement: ast.ClassDef, definitions: Definitio
         or statement.decorator_list + statement.keywords
     ):
         raise unsafe(f"{name} defines {statement.name}, which is not a module")
-    made = definitions.classes[full] = Klass()
+    made = Klass(named_tuple=bases[0] == "NamedTuple")
     for part in statement.body:
         if isinstance(part, ast.FunctionDef):
+            if part.name in made.methods:
+                raise unsafe(f"{name} defines {part.name[:80]} of {statement.name[:80]} twice")
             made.methods[part.name] = _function(name, part)
         elif isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
-            check_type(name, part.annotation)
-            if part.value is not None:
-                _check_literal(name, part.value)
-            made.fields[part.target.id] = ast.unparse(part.annotation)
+            _class_field(name, part.target.id, part, made)
         elif isinstance(part, ast.Assign) and len(part.targets) == 1:
             _class_assignment(name, part.targets[0], part.value, made)
         elif not isinstance(part, ast.Pass):
             raise unsafe(f"{name} holds a statement in a class that torch does not write")
+    definitions.add_class(full, made)
     return list(made.methods.values())
+
+
+def _class_field(name: str, called: str, part: ast.AnnAssign, made: Klass) -> None:
+    check_type(name, part.annotation)
+    if called in made.fields or called in made.constants or called.startswith("__"):
+        raise unsafe(f"{name} declares {called[:80]} in a way that torch does not write")
+    if part.value is None:
+        made.fields[called] = ast.unparse(part.annotation)
+    else:
+        _check_literal(name, part.value)
+        made.constants.add(called)
 
 
 def _class_assignment(name: str, target: ast.expr, value: ast.expr, made: Klass) -> None:
@@ -141,6 +158,8 @@ def _class_assignment(name: str, target: ast.expr, value: ast.expr, made: Klass)
     ):
         raise unsafe(f"{name} holds a statement in a class that torch does not write")
     check_type(name, value)
+    if field.value in made.fields or field.value in made.constants:
+        raise unsafe(f"{name} declares {field.value[:80]!a} in a way that torch does not write")
     made.fields[field.value] = ast.unparse(value)
 
 
