@@ -15,10 +15,11 @@ from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.base import Side
 from termwise.server.inference.computing import Computing, refuse_device, refuse_precision
 from termwise.server.inference.extraction import Weighing
+from termwise.server.inference.findings import is_known, remember
 from termwise.server.inference.hardware import set_compute_threads
 from termwise.server.inference.loader import ModelFacts
 from termwise.server.inference.text import TextRules, TextTokenizer
-from termwise.server.inference.torchscript import rehosting, verdicts
+from termwise.server.inference.torchscript import rehosting
 from termwise.server.inference.torchscript.archive import Archive
 from termwise.server.inference.torchscript.copying import copied
 from termwise.server.inference.torchscript.metadata import read_metadata
@@ -138,7 +139,7 @@ def load_package(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     runs = _Runs(package, cache, threads)
     asked = (package.fingerprints[Side.DOCUMENT], precision, device)
-    if package.host is not None and not verdicts.is_known(cache, "as-it-is", *asked):
+    if package.host is not None and not is_known(cache, "as-it-is", *asked):
         try:
             return rehosting.load(package, runs.weights, Computing(threads, precision, cache, device))
         except FailedPreconditionError as error:
@@ -148,7 +149,7 @@ def load_package(
                 raise
             _log.warning("the archive runs as it is: %s", error.message)
             if error.reason_code == "PARITY_FAILED":
-                verdicts.remember(cache, "as-it-is", *asked)
+                remember(cache, "as-it-is", *asked)
     if device == "cuda":
         raise refuse_device("This TorchScript model runs on the processor alone; set auto or cpu.")
     if precision not in {"auto", package.precision}:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from termwise.server.errors import FailedPreconditionError
-from termwise.server.inference.torchscript import verdicts
+from termwise.server.inference.findings import is_known, remember
 from termwise.server.inference.torchscript.copying import copied
 from termwise.server.inference.torchscript.metadata import read_metadata
 from termwise.server.inference.torchscript.names import ARCHIVE, METADATA
@@ -42,10 +42,10 @@ def try_out(
         FailedPreconditionError: it does not run, or takes too much time or memory.
 
     """
-    if verdicts.is_known(cache, "runs", fingerprint):
+    if is_known(cache, "archive-runs", fingerprint):
         return
     _run({"folder": str(folder), "vocabulary": vocabulary_size, "longest": max_tokens}, seconds)
-    verdicts.remember(cache, "runs", fingerprint)
+    remember(cache, "archive-runs", fingerprint)
 
 
 def _run(task: dict[str, Any], seconds: float) -> None:
