@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from archives import replace_archive, save
 from elser_package import as_model_folder, elser_package, make_package, tiny_package
@@ -76,15 +78,25 @@ def test_facts_of_a_package_are_told_without_torch(packaged: Path, model_folder:
     assert facts.fingerprint == facts.query_fingerprint != plain.fingerprint
 
 
-def test_a_package_of_a_known_architecture_is_re_hosted_with_equal_vectors(
-    packaged: Path, encoder: Encoder, parity_cache: Path
-) -> None:
-    hosted = load_encoder(packaged, CONFIG, precision="float32", cache=parity_cache)
+@pytest.fixture(scope="module")
+def hosted(packaged: Path, parity_cache: Path) -> Encoder:
+    return load_encoder(packaged, CONFIG, precision="float32", cache=parity_cache)
+
+
+def test_a_package_of_a_known_architecture_is_re_hosted_with_equal_vectors(hosted: Encoder, encoder: Encoder) -> None:
     assert hosted.engine in {"native", "torch"}
     for side in Side:
         for mine, original in zip(expand(hosted, TEXTS, side), expand(encoder, TEXTS, side), strict=True):
             assert difference(mine, original) < 1e-4
             assert mine.token_count == original.token_count
+
+
+@given(text=st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(TEXTS))
+@settings(max_examples=60)
+def test_any_text_has_equal_vectors(text: str, hosted: Encoder, encoder: Encoder) -> None:
+    [mine], [original] = expand(hosted, [text]), expand(encoder, [text])
+    assert (mine.token_count, mine.truncated) == (original.token_count, original.truncated)
+    assert difference(mine, original) < 1e-4
 
 
 def test_the_verdict_is_kept_so_that_the_archive_is_not_loaded_again(
