@@ -209,7 +209,7 @@ def test_a_killed_server_goes_on_and_fetches_little_twice(launch: Any, blank: Pa
     assert server.stop() == 0
 
 
-def test_a_repository_that_breaks_is_tried_again(launch: Any, blank: Path, web: WebServer) -> None:
+def test_a_download_that_failed_or_was_cancelled_is_tried_again(launch: Any, blank: Path, web: WebServer) -> None:
     good = web.files[ARCHIVE]
     web.files[ARCHIVE] = good[:-1] + bytes([good[-1] ^ 1])
     server = launch(blank, "--model-repository", f"{web.url}/models")
@@ -218,6 +218,11 @@ def test_a_repository_that_breaks_is_tried_again(launch: Any, blank: Path, web: 
     assert model.state == pb.TrainedModel.STATE_FAILED
     assert "has SHA-256" in model.error
     web.files[ARCHIVE] = good
+    web.hold_after = web.all_sent + len(good) // 2
+    assert any(step.bytes_done > 0.4 * len(good) for step in follow(server))
+    server.models.CancelDownload(pb.CancelDownloadRequest(model_id=MODEL), timeout=10)
+    assert list((blank / "models").iterdir()) == []
+    web.go.set()
     assert [step.state for step in follow(server)][-1] == pb.TrainedModel.STATE_READY
 
     with pytest.raises(grpc.RpcError, match=f"The model repository {web.url}/models has no such package") as caught:
