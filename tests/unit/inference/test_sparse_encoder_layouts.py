@@ -281,7 +281,6 @@ def kinds(*types: str) -> str:
             r"its modules \(Transformer, Pooling\) are not those of a sparse encoder",
         ),
         (kinds("custom_module.MLMTransformer"), "its module custom_module.MLMTransformer is code that comes with"),
-        (kinds("sentence_transformers.models.Transformer", "sentence_transformers.models.SpladePooling"), "no logits"),
         ("{}", "modules.json does not list modules"),
         ("[1]", "modules.json does not list modules"),
         ('[{"type": 1, "path": ""}]', "modules.json is broken"),
@@ -364,11 +363,14 @@ def test_sides_with_other_tokens_are_refused(folder: Path) -> None:
         inspect_model(folder, CONFIG)
 
 
-def test_unknown_calls_of_the_tokenizer_are_refused(folder: Path) -> None:
+def test_settings_of_a_network_that_would_change_it_are_refused(folder: Path) -> None:
     file = folder / "document_0_Transformer" / "sentence_bert_config.json"
     edit(file, processing_kwargs={"text": {"max_length": 20, "truncation": True}})
     assert inspect_model(folder, CONFIG).longest == 20
-    edit(file, processing_kwargs={"text": {"add_special_tokens": False}})
+    edit(file, transformer_task="feature-extraction")
+    with pytest.raises(FailedPreconditionError, match=r'gives no logits of tokens .its task is "feature-extraction"'):
+        inspect_model(folder, CONFIG)
+    edit(file, transformer_task="fill-mask", processing_kwargs={"text": {"add_special_tokens": False}})
     with pytest.raises(FailedPreconditionError, match=r'sentence_bert_config.json calls the tokenizer with "add_sp'):
         inspect_model(folder, CONFIG)
 

@@ -241,6 +241,7 @@ def _open_chain(chain: tuple[_Module, ...], root: Path) -> NetworkPart | StaticF
 
 def _open_transformer(module: _Module, root: Path) -> ModelFolder | PlainFolder:
     """Open a network with what sentence-transformers' own settings add to it."""
+    _check_there(module, root)
     file = next((each for name in _NETWORK_SETTINGS if (each := module.folder / name).is_file()), None)
     stated = {} if file is None else read_json(file, root)
     task = stated.get("transformer_task", "fill-mask" if module.kind == "MLMTransformer" else "feature-extraction")
@@ -248,7 +249,6 @@ def _open_transformer(module: _Module, root: Path) -> ModelFolder | PlainFolder:
         raise unusable(
             f'its module {module.kind} gives no logits of tokens (its task is "{task}"), which pooling needs'
         )
-    _check_there(module, root)
     opened = open_network(module.folder)
     longest = stated.get("max_seq_length")
     for key, value in _calls(stated):
