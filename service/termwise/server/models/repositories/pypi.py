@@ -51,6 +51,8 @@ _NO_CONNECTION: Final = re.compile(
     r"Retrying \(Retry\(|connection error|Could not fetch URL|HTTPError: 5\d\d|timed out"
 )
 _CONNECTION_REASON: Final = re.compile(r"(?:\[Errno -?\d+\] )(?P<reason>[A-Z][A-Za-z ]+[a-z])")
+_BROKEN_WHEEL: Final = re.compile(r"Wheel '[^']*' located at .* is invalid")
+"""What a pip that cannot resume says of a wheel that was cut."""
 _VERSIONS: Final = re.compile(r"\(from versions: (?P<versions>[^)]*)\)")
 
 
@@ -141,12 +143,14 @@ def _download(source: _Source, scratch: Path, report: Report) -> Path:
         reader = threading.Thread(target=output.read, args=(process.stdout,), name="pip-output", daemon=True)
         reader.start()
         try:
-            checked = 0
+            checked = done = 0
             while not _ended(process):
                 if output.total > checked:
                     checked = output.total
                     artifacts.check_room(scratch, 2 * checked - output.done)  # pip copies it once it has it
-                report(max(output.done, _partial_size(temporary)), output.total)
+                # What pip has whole it moves away, and it is not there for a moment.
+                done = max(done, output.done, _partial_size(temporary))
+                report(done, output.total)
         except BaseException:
             process.kill()
             raise
@@ -207,6 +211,12 @@ def _explain(lines: Iterable[str], source: _Source) -> TermwiseError:
         known = f"; there is {', '.join(others[-5:])}" if others else ""
         return FailedPreconditionError(
             f"pip finds no wheel of {package} in the configured package indexes{known}.", reason="SOURCE_NOT_FOUND"
+        )
+    if _BROKEN_WHEEL.search(text):
+        return UnavailableError(
+            f"The wheel of {package} broke off on its way, and this pip cannot go on with it; try again, or install "
+            "pip 25.1 or newer.",
+            reason="SOURCE_CUT",
         )
     errors = [line.removeprefix("ERROR:").strip() for line in text.splitlines() if line.startswith("ERROR:")]
     said = (errors or text.splitlines() or ["nothing"])[-1][:300].rstrip(".")
