@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from termwise.server.errors import FailedPreconditionError
 from termwise.server.inference.layouts import SpecialTokens
+from termwise.server.inference.tokenizer_limits import check_growth, check_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,7 +64,9 @@ def load_tokenizer(source: TextSource) -> Any:
     _check_size(source)
     try:
         if first.name == "tokenizer.json":
+            check_table(first)
             tokenizer = Tokenizer.from_file(str(first))
+            check_growth(tokenizer)
         elif first.name == "vocab.txt":
             lines = first.read_text(encoding="utf-8").split("\n")
             vocabulary = {line.removesuffix("\r"): number for number, line in enumerate(lines) if line}

@@ -282,7 +282,7 @@ def check_name(name: str) -> None:
     path = PurePosixPath(name)
     if (
         not name
-        or len(name) > _MAX_NAME
+        or len(name.encode(errors="replace")) > _MAX_NAME
         or str(path) != name
         or path.is_absolute()
         or ".." in path.parts

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Of all pickles of an archive; a BERT with 24 layers takes a tenth of them.
 MOST_STEPS: Final = 2_000_000
 # Far beyond any model's; products of sizes stay within 64 bits.
-_MOST_ELEMENTS: Final = 1 << 48
+_MOST_ELEMENTS: Final = 1 << 40
 _MOST_DIMENSIONS: Final = 64
 _STORES: Final = {
     "DoubleStorage": 8,
