@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 TEXTS = {"cat": "the cat sat", "mat": "mats, mats and mats", "hat": "a hat"}
 MODELS = {
     "routed": ("sparse_encoder", "transformers"),
-    "doc_only": ("doc_only", "transformers"),
     "modern": ("transformers", "torch"),
 }
 
@@ -48,9 +45,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         document_modules=[network, SpladePooling("max", "log1p_relu")],
     )
     SparseEncoder(modules=[router], device="cpu").save_pretrained(str(root / "routed"), create_model_card=False)
-    shutil.copytree(root / "plain", root / "doc_only")
-    idf = dict(zip(network.tokenizer.convert_ids_to_tokens(range(size)), weights.tolist(), strict=True))
-    (root / "doc_only" / "idf.json").write_text(json.dumps(idf))
     return root
 
 
@@ -91,8 +85,4 @@ def ask_both_sides(client: Client, folders: Path) -> None:
     for side, encode in (("document", peer.encode_document), ("query", peer.encode_query)):
         answered = client.expand("routed_1", text, input_type=side).as_dict()
         assert answered == pytest.approx(dict(peer.decode(encode(text))), abs=1e-4)
-    idf = json.loads((folders / "doc_only" / "idf.json").read_text())
-    query = client.expand("doc_only_1", text, input_type="query").as_dict()
-    assert query
-    assert query == pytest.approx({token: idf[token] for token in query})
     assert client.expand("modern_1", text).as_dict()

@@ -412,7 +412,7 @@ _JSON = st.recursive(_VALUES, lambda inner: st.lists(inner, max_size=3) | st.dic
     value=_JSON,
     data=st.data(),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_file_holds_is_read_or_refused(
     saved: Path, tmp_path: Path, name: str, value: Any, data: st.DataObject
 ) -> None:
@@ -435,7 +435,7 @@ def test_whatever_a_file_holds_is_read_or_refused(
 
 
 @given(value=_JSON, data=st.data())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_tokenizer_holds_is_read_or_refused(
     bert: Path, tmp_path: Path, value: Any, data: st.DataObject
 ) -> None:
