@@ -87,6 +87,11 @@ async def until(condition: Callable[[], bool]) -> None:
     pytest.fail("it never came")
 
 
+def workers() -> list[str]:
+    """Give the names of the threads that encode; those of this test, since all others have stopped theirs."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("encoder-")]
+
+
 def hold(entered: threading.Event, go: threading.Event) -> Callable[[], FakeEncoder]:
     def wait() -> None:
         entered.set()
@@ -271,6 +276,53 @@ async def test_a_sleeper_is_updated_cleared_and_stopped(ready: Any, clock: Clock
     await sleep(ready, clock)
     await ready.deployments.stop(CONTEXT, "mine")
     assert ready.deployments.list() == []
+
+
+async def test_an_update_while_waking_wakes_it_once(ready: Any, clock: Clock) -> None:
+    await ready.deployments.start(CONTEXT, SLEEPER)
+    await sleep(ready, clock)
+    entered, go = threading.Event(), threading.Event()
+
+    def load() -> FakeEncoder:
+        entered.set()
+        assert go.wait(30)
+        return FakeEncoder()
+
+    ready.load = load
+    asked = asyncio.create_task(expand(ready))
+    assert await asyncio.to_thread(entered.wait, 30)
+    await ready.deployments.update("mine", DeploymentUpdate(2))
+    go.set()
+    assert await asked == [("salmon",)]
+    await until(lambda: ready.deployments.get("mine").allocation_count == 2)
+    await ready.deployments.stop(CONTEXT, "mine")
+    assert not workers()
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_what_is_stopped_while_it_comes_up_stays_stopped(ready: Any, clock: Clock, steps: int) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def load() -> FakeEncoder:
+        entered.set()
+        assert go.wait(30)
+        return FakeEncoder()
+
+    ready.load = load
+    await ready.deployments.start(CONTEXT, NewDeployment("mine"), DeploymentWait.STARTING)
+    assert await asyncio.to_thread(entered.wait, 30)
+    go.set()
+    time.sleep(0.02)  # noqa: ASYNC251 - the loaded model waits at the event loop's door
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    ending = asyncio.create_task(ready.deployments.close())
+    states = []
+    while not ending.done():
+        await asyncio.sleep(0)
+        states += [each.state for each in ready.deployments.list()]
+    first = states.index(DeploymentState.STOPPING)
+    assert set(states[first:]) == {DeploymentState.STOPPING}
+    assert not workers()
 
 
 async def test_falling_asleep_and_waking_again_and_again_loses_nothing(ready: Any, clock: Clock) -> None:

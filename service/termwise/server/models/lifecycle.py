@@ -169,7 +169,7 @@ class Lifecycle:
         if memory is not None and runner.state is not DeploymentState.FAILED:
             self._budget.take(record, model)
         if runner.is_asleep:
-            if allocations:
+            if allocations and not runner.is_waking:  # else what is on its way has the new number
                 self._wake(runner)
         elif runner.batcher is not None:
             await self._give(runner, allocations)
@@ -223,14 +223,15 @@ class Lifecycle:
     def end(self, runner: Runner) -> asyncio.Task[None]:
         """Begin to stop a deployment; the task ends once all that it admitted is answered."""
         self._move(runner, DeploymentState.STOPPING)
+        if runner.starting is not None:
+            runner.starting.cancel()  # at once: a start that is about to end well would be STARTED again
         return asyncio.create_task(self._drain(runner))
 
     async def _drain(self, runner: Runner) -> None:
         deployment_id = runner.record.deployment_id
         if runner.retry is not None:
             runner.retry.cancel()
-        if runner.starting is not None and not runner.starting.done():
-            runner.starting.cancel()
+        if runner.starting is not None:
             with suppress(asyncio.CancelledError):
                 await runner.starting
         try:
