@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     Tree = Callable[[Path], dict[str, bytes]]
 
 QUICK = Patience(connect_seconds=5, silence_seconds=20, attempts=3, first_pause_seconds=0.01)
-HASTY = replace(QUICK, silence_seconds=0.4, window_seconds=0.3, window_bytes=100)
+HASTY = {
+    "slow": replace(QUICK, silence_seconds=0.4),
+    "drip": replace(QUICK, window_seconds=0.3, window_bytes=100),
+}
 ARCHIVE_BYTES = random.Random(1).randbytes(6 << 20)
 VOCABULARY_BYTES = b'{"vocabulary": ["[PAD]"]}'
 PT = "/models/elser.pt"
@@ -260,7 +263,7 @@ def test_a_fault_has_its_sentence(web: WebServer, place: Place, fault: str) -> N
     make, reason, says = FAULTS[fault]
     make(web)
     with pytest.raises(UnavailableError if reason in PASSING else FailedPreconditionError, match=says) as caught:
-        place.fetch(elser(web), patience=HASTY if fault in {"slow", "drip"} else QUICK)
+        place.fetch(elser(web), patience=HASTY.get(fault, QUICK))
     assert caught.value.reason_code == reason
     assert "hunter2" not in caught.value.message
     assert list(place.folder.iterdir()) == []
