@@ -300,7 +300,7 @@ async def test_an_update_while_waking_wakes_it_once(ready: Any, clock: Clock) ->
 
 
 @pytest.mark.parametrize("steps", range(5))
-async def test_what_is_stopped_while_it_comes_up_stays_stopped(ready: Any, clock: Clock, steps: int) -> None:
+async def test_what_is_stopped_while_it_comes_up_stays_stopped(ready: Any, steps: int) -> None:
     entered, go = threading.Event(), threading.Event()
 
     def load() -> FakeEncoder:
