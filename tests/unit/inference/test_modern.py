@@ -75,7 +75,7 @@ def edit(file: Path, **changes: Any) -> None:
 )
 def test_vectors_equal_the_peers(make: Callable[..., Path], changes: dict[str, Any]) -> None:
     folder = make(**changes)
-    encoder = load_encoder(folder, CONFIG, precision="float32")
+    encoder = load_encoder(folder, CONFIG, device="cpu", precision="float32")
     assert (encoder.engine, encoder.precision) == ("torch", "float32")
     assert inspect_model(folder, CONFIG).architecture == "ModernBertForMaskedLM"
     expected = SparseEncoder(str(folder), device="cpu").encode_document(TEXTS, convert_to_sparse_tensor=False)
@@ -84,10 +84,10 @@ def test_vectors_equal_the_peers(make: Callable[..., Path], changes: dict[str, A
 
 def test_configurations_as_they_were_first_written(make: Callable[..., Path]) -> None:
     folder = make(layer_types=["full_attention", "sliding_attention", "full_attention"])
-    expected = dense(load_encoder(folder, CONFIG, precision="float32"))
+    expected = dense(load_encoder(folder, CONFIG, device="cpu", precision="float32"))
     edit(folder / "config.json", layer_types=None, rope_parameters=None, global_attn_every_n_layers=2,
          global_rope_theta=160000.0, local_rope_theta=10000.0)  # fmt: skip
-    encoder = load_encoder(folder, CONFIG, precision="float32")
+    encoder = load_encoder(folder, CONFIG, device="cpu", precision="float32")
     assert encoder.engine == "torch"
     np.testing.assert_allclose(dense(encoder), expected, atol=1e-5)
 
@@ -102,7 +102,7 @@ def test_configurations_as_they_were_first_written(make: Callable[..., Path]) ->
 )
 def test_what_this_path_lacks_runs_on_the_plain_one(make: Callable[..., Path], changes: dict[str, Any]) -> None:
     folder = make(**changes)
-    encoder = load_encoder(folder, CONFIG, precision="float32")
+    encoder = load_encoder(folder, CONFIG, device="cpu", precision="float32")
     assert encoder.engine == "transformers"
     expected = SparseEncoder(str(folder), device="cpu").encode_document(TEXTS, convert_to_sparse_tensor=False)
     np.testing.assert_allclose(dense(encoder), expected.numpy(), atol=1e-4)
@@ -113,6 +113,8 @@ def test_bfloat16(make: Callable[..., Path], tmp_path: Path) -> None:
         pytest.skip("this processor does not compute in bfloat16")
     folder = make()
     for precision in ("auto", "bfloat16"):
-        encoder = load_encoder(folder, CONFIG, precision=precision, cache=tmp_path / "cache")
+        encoder = load_encoder(folder, CONFIG, device="cpu", precision=precision, cache=tmp_path / "cache")
         assert (encoder.engine, encoder.precision) == ("torch", "bfloat16")
-    np.testing.assert_allclose(dense(encoder), dense(load_encoder(folder, CONFIG, precision="float32")), atol=0.25)
+    np.testing.assert_allclose(
+        dense(encoder), dense(load_encoder(folder, CONFIG, device="cpu", precision="float32")), atol=0.25
+    )

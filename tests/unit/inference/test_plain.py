@@ -90,7 +90,7 @@ def test_vectors_equal_the_peers(make: Callable[[str], Path], kind: str, caplog:
     parameters = transformers.AutoModelForMaskedLM.from_pretrained(folder).num_parameters()
     assert facts.weights_bytes == pytest.approx(4 * parameters, rel=0.1)
     with caplog.at_level("INFO"):
-        encoder = load_encoder(folder, CONFIG)
+        encoder = load_encoder(folder, CONFIG, device="cpu")
     assert (encoder.engine, encoder.precision, encoder.device) == ("transformers", "float32", "cpu")
     assert "there is no faster path for it" in caplog.text
     assert encoder.fingerprint(Side.QUERY) == facts.fingerprint
