@@ -459,11 +459,11 @@ class Deployment(_message.Message):
         STATE_STARTING: Deployment._State.ValueType  # 1
         """Its model is being loaded."""
         STATE_STARTED: Deployment._State.ValueType  # 2
-        """At least one allocation answers."""
+        """At least one allocation answers; or it is adaptive and sleeps, with no allocation, until the next text wakes it."""
         STATE_STOPPING: Deployment._State.ValueType  # 3
         """It answers what it had admitted, and nothing new."""
         STATE_FAILED: Deployment._State.ValueType  # 4
-        """It could not start; `error` says why."""
+        """It could not start, or its workers kept dying, after which it is started again by itself; `error` says why."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a deployment stands."""
@@ -473,11 +473,11 @@ class Deployment(_message.Message):
     STATE_STARTING: Deployment.State.ValueType  # 1
     """Its model is being loaded."""
     STATE_STARTED: Deployment.State.ValueType  # 2
-    """At least one allocation answers."""
+    """At least one allocation answers; or it is adaptive and sleeps, with no allocation, until the next text wakes it."""
     STATE_STOPPING: Deployment.State.ValueType  # 3
     """It answers what it had admitted, and nothing new."""
     STATE_FAILED: Deployment.State.ValueType  # 4
-    """It could not start; `error` says why."""
+    """It could not start, or its workers kept dying, after which it is started again by itself; `error` says why."""
 
     class _Precision:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -613,7 +613,9 @@ class Deployment(_message.Message):
 
     @_builtins.property
     def memory(self) -> Global___MemoryEstimate:
-        """Memory that it takes, by estimate."""
+        """Memory that it takes, by estimate; once it is STARTED, in the precision that it got. Absent before its model is READY,
+        and while it sleeps.
+        """
 
     def __init__(
         self,

@@ -310,7 +310,8 @@ class TrainedModelsServicer(object):
 
         NOT_FOUND where there is no deployment; FAILED_PRECONDITION while it is not STARTED; RESOURCE_EXHAUSTED with
         RetryInfo where its queue has no room for the texts; INVALID_ARGUMENT for more texts than its queue ever holds, or
-        an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue.
+        an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue,
+        or while a deployment that sleeps was waking, which goes on; UNAVAILABLE with RetryInfo where its workers died.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -134,7 +134,8 @@ class TrainedModelsStub:
 
     NOT_FOUND where there is no deployment; FAILED_PRECONDITION while it is not STARTED; RESOURCE_EXHAUSTED with
     RetryInfo where its queue has no room for the texts; INVALID_ARGUMENT for more texts than its queue ever holds, or
-    an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue.
+    an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue,
+    or while a deployment that sleeps was waking, which goes on; UNAVAILABLE with RetryInfo where its workers died.
     """
     StreamInfer: _grpc.StreamStreamMultiCallable[_trained_models_pb2.StreamInferRequest, _trained_models_pb2.StreamInferResponse]
     """Expands any number of texts: options first, then texts, one answer for each message of them, in their order. Where
@@ -253,7 +254,8 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
 
     NOT_FOUND where there is no deployment; FAILED_PRECONDITION while it is not STARTED; RESOURCE_EXHAUSTED with
     RetryInfo where its queue has no room for the texts; INVALID_ARGUMENT for more texts than its queue ever holds, or
-    an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue.
+    an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue,
+    or while a deployment that sleeps was waking, which goes on; UNAVAILABLE with RetryInfo where its workers died.
     """
     StreamInfer: _aio.StreamStreamMultiCallable[_trained_models_pb2.StreamInferRequest, _trained_models_pb2.StreamInferResponse]  # type: ignore[assignment]
     """Expands any number of texts: options first, then texts, one answer for each message of them, in their order. Where
@@ -471,7 +473,8 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND where there is no deployment; FAILED_PRECONDITION while it is not STARTED; RESOURCE_EXHAUSTED with
         RetryInfo where its queue has no room for the texts; INVALID_ARGUMENT for more texts than its queue ever holds, or
-        an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue.
+        an `input_type` left out where the model's two sides differ; DEADLINE_EXCEEDED where the deadline passed in the queue,
+        or while a deployment that sleeps was waking, which goes on; UNAVAILABLE with RetryInfo where its workers died.
         """
 
     @_abc_1.abstractmethod
