@@ -421,6 +421,39 @@ def test_int8_layers_run(tiny: Path) -> None:
         assert np.abs(found - weights).max() < (1e-6 if precision == "float32" else 0.05)
 
 
+class Keeps(torch.nn.Module):
+    """Attributes of every kind that a module may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.names, self.pair = [1, 14], {"a": 2}, (1, 2.5)
+        self.none = torch.jit.Attribute(None, torch.Tensor | None)
+        self.tensors, self.text, self.flag, self.large, self.least = [torch.ones(14)], "x", True, 2**40, float("-inf")
+        self.narrow = torch.nn.Parameter(torch.ones(14).half())
+        self.register_buffer("kept", torch.ones(1, 14))
+        self.named = torch.nn.ModuleDict({"k": torch.nn.Linear(14, 14)})
+        self.numbered = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(14))])
+
+    def forward(self, ids: Tensor, mask: Tensor, types: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        x = torch.zeros(self.sizes) + self.kept + self.narrow.float() + self.pair[1] + self.tensors[0] + self.names["a"]
+        none = self.none
+        if none is not None:
+            x = x + none
+        if self.flag and self.text == "x":
+            x = torch.clamp(x, min=self.least) + float(self.large) * 0
+        for layer in self.named.values():
+            x = x + layer(x) * 0
+        return x, ids
+
+
+def test_attributes_of_every_kind_pass(tiny: Path) -> None:
+    module = torch.jit.script(Keeps().eval())
+    for archive in (save(module), save(torch.jit.freeze(module))):
+        replace_archive(tiny, archive)
+        [expansion] = expand(load_encoder(tiny, CONFIG), ["salmon"])
+        assert expansion.weights.tolist() == [7.5] * 14
+
+
 class Written(torch.nn.Module):
     """Of what people write: layers, a loop over them, lists, a dictionary, conditions, writing at places."""
 
