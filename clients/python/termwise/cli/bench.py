@@ -13,7 +13,7 @@ import typer
 from termwise.cli.connect import connected
 from termwise.cli.hardware import CELLS, Combination, default_combinations, measure
 from termwise.cli.local_server import local_server
-from termwise.cli.models import download_with_bar
+from termwise.cli.models import download_with_bar, upload_with_bar
 from termwise.cli.options import Format, FormatOption
 from termwise.cli.output import make_table, markdown_table, print_json, stdout, step_progress
 from termwise.cli.precision import Precision
@@ -151,9 +151,10 @@ def _model(client: Client, model: str) -> Iterator[str]:
             vocabulary = make_vocabulary(entry.text for entry in entries())
             folder = make_stand_in(Path(scratch) / "model", SHAPES[model], vocabulary)
         identifier = f"bench-hardware-{Path(scratch).name.lower()}"
-        client.models.put(identifier, source_uri=folder.as_uri())
+        # The server may be on another machine, or see no folder of this one.
+        client.models.put(identifier)
         try:
-            download_with_bar(client, identifier)
+            upload_with_bar(client, identifier, folder)
             yield identifier
         finally:
             client.models.delete(identifier)

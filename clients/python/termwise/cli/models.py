@@ -135,13 +135,7 @@ def upload(
             client.models.get(model_id)
         except NotFoundError:
             client.models.put(model_id)
-        with bytes_progress() as progress:
-            task = progress.add_task(f"uploading {model_id}", total=None)
-
-            def show(step: UploadProgress) -> None:
-                progress.update(task, completed=step.bytes_done, total=step.bytes_total)
-
-            model = client.models.upload(model_id, folder, on_progress=show)
+        model = upload_with_bar(client, model_id, folder)
     print_one(model, style)
 
 
@@ -192,3 +186,14 @@ def download_with_bar(client: Client, model_id: str) -> TrainedModel:
     if last.state != TrainedModel.STATE_READY:
         raise FailedPreconditionError(f'Model "{model_id}" is {state_name(last.state)}: {model.error}')
     return model
+
+
+def upload_with_bar(client: Client, model_id: str, folder: Path) -> TrainedModel:
+    """Upload a folder to a model that is stored without a source, with a progress bar."""
+    with bytes_progress() as progress:
+        task = progress.add_task(f"uploading {model_id}", total=None)
+
+        def show(step: UploadProgress) -> None:
+            progress.update(task, completed=step.bytes_done, total=step.bytes_total)
+
+        return client.models.upload(model_id, folder, on_progress=show)
