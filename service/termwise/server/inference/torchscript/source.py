@@ -19,7 +19,15 @@ from termwise.server.inference.torchscript.refusals import unsafe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_LISTINGS: Final = ("__parameters__", "__buffers__", "__constants__", "__forward_hooks__", "__forward_pre_hooks__")
+# torch writes an empty list of annotations where the first name is none of Python's.
+_LISTINGS: Final = (
+    "__parameters__",
+    "__buffers__",
+    "__constants__",
+    "__annotations__",
+    "__forward_hooks__",
+    "__forward_pre_hooks__",
+)
 _NO_HOOKS: Final = ("__forward_hooks__", "__forward_pre_hooks__")
 _SPECIAL: Final = ("__len__", "__contains__")
 _BASES: Final = ("Module", "NamedTuple")
