@@ -1,4 +1,4 @@
-"""Tokenizers whose file asks for more memory than any machine has."""
+"""Tokenizers whose file asks for more memory than any machine has, and other files that no answer could speak of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from termwise.server.errors import FailedPreconditionError
+from termwise.server.inference.modules import open_model
 from termwise.server.inference.tokenizer_limits import check_growth, check_table
 
 if TYPE_CHECKING:
@@ -79,3 +80,11 @@ def test_rules_that_multiply_are_refused(rules: list[dict[str, Any]], passes: bo
     else:
         with pytest.raises(FailedPreconditionError, match="times as long"):
             check_growth(tokenizer)
+
+
+def test_a_file_with_half_a_letter_is_refused(tmp_path: Path) -> None:
+    # Its name would be in the error's message, which could not be sent or stored.
+    (tmp_path / "modules.json").write_text('[{"type": "\\ud800", "path": ""}]')
+    with pytest.raises(FailedPreconditionError) as raised:
+        open_model(tmp_path)
+    assert raised.value.message.encode()

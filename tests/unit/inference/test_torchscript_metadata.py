@@ -126,7 +126,11 @@ def test_a_bad_key_is_named(key: str, values: dict[str, Any]) -> None:
     assert [each.field for each in raised.value.violations] == [key]
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b" " * 1_000_001])
+# Half a letter, escaped or as it is: no answer that showed it could be sent.
+HALVES = [b'{"description": "\\ud800"}', b'{"description": "\xed\xa0\x80"}', b'{"tags": [{"\\uDFFF": 1}]}']
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000, b" " * 1_000_001, *HALVES])
 def test_what_is_no_object_is_refused(raw: bytes) -> None:
     with pytest.raises(FailedPreconditionError, match="metadata file"):
         read_metadata(raw)

@@ -41,11 +41,26 @@ def read_any_json(file: Path, root: Path | None = None) -> Any:
     try:
         if file.stat().st_size > _LARGEST_JSON:
             raise unusable(f"{name} is larger than {_LARGEST_JSON >> 20} MiB")
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise unusable(f"{name} is missing; add it") from error
     except (OSError, ValueError, RecursionError) as error:
         raise unusable(f"{name} is not readable JSON; download it again") from error
+
+
+def parse_json(raw: str | bytes) -> Any:
+    """Parse JSON whose strings are all Unicode: half a letter, which an escape can write, no answer could ever show.
+
+    Raises:
+        ValueError: it is not that.
+        RecursionError: it is nested too deep.
+
+    """
+    text = raw.decode("utf-8-sig") if isinstance(raw, bytes) else raw
+    value = json.loads(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def find_weights(path: Path) -> tuple[Path, ...]:

@@ -6,13 +6,13 @@ passes unread.
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from termwise.server.errors import FailedPreconditionError, FieldViolation
+from termwise.server.inference.files import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,7 +150,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if len(raw) > _LIMIT_BYTES:
         raise _unusable(f"has {len(raw)} bytes, over the {_LIMIT_BYTES} that one may have")
     try:
-        values = json.loads(raw)
+        values = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise _unusable("is not readable JSON") from error
     if not isinstance(values, dict):

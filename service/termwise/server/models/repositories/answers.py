@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PASSING: Final = frozenset({408, 425, 429})
 _MOST_PAUSE_ASKED: Final = 60.0
 """Longest `Retry-After`, in seconds, that is waited for."""
-_CONTENT_RANGE: Final = re.compile(r"bytes (?:(?P<first>\d+)-(?P<last>\d+)|\*)/(?P<size>\d+|\*)")
+_CONTENT_RANGE: Final = re.compile(r"bytes (?:(?P<first>\d{1,18})-(?P<last>\d{1,18})|\*)/(?P<size>\d{1,18}|\*)")
 _REASON: Final = re.compile(r"\[Errno -?\d+\] (?P<reason>[A-Z][A-Za-z ,]+[a-z])")
 
 

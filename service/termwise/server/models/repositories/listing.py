@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 from termwise.server.errors import TermwiseError
+from termwise.server.inference.files import parse_json
 from termwise.server.models import artifacts
 from termwise.server.models.repositories.answers import is_absent, shown
 from termwise.server.models.repositories.locations import below, check_name
@@ -104,6 +104,6 @@ def _modules(session: Session, base: str, folder: str, found: dict[str, int | No
 def _read(session: Session, base: str, name: str) -> Any:
     raw = session.read(below(base, name), _LIMIT_BYTES, f"{name} of {shown(base)}")
     try:
-        return json.loads(raw)
+        return parse_json(raw)
     except (ValueError, RecursionError):
         raise artifacts.unusable(f"{name} of {shown(base)} is no JSON") from None
