@@ -325,6 +325,26 @@ async def test_what_is_stopped_while_it_comes_up_stays_stopped(ready: Any, steps
     assert not workers()
 
 
+async def test_a_deployment_that_is_stopped_while_it_wakes_tells_who_waits(ready: Any, clock: Clock) -> None:
+    await ready.deployments.start(CONTEXT, SLEEPER)
+    await sleep(ready, clock)
+    loading, go = threading.Event(), threading.Event()
+
+    def load() -> FakeEncoder:
+        loading.set()
+        assert go.wait(30)
+        return FakeEncoder()
+
+    ready.load = load
+    call = asyncio.create_task(expand(ready))
+    assert await asyncio.to_thread(loading.wait, 30)
+    await ready.deployments.stop(CONTEXT, "mine")
+    go.set()
+    with pytest.raises(FailedPreconditionError, match="is stopping"):
+        await call
+    assert ready.deployments.list() == []
+
+
 async def test_falling_asleep_and_waking_again_and_again_loses_nothing(ready: Any, clock: Clock) -> None:
     await ready.deployments.start(CONTEXT, SLEEPER)
     for turn in range(20):
@@ -471,14 +491,14 @@ async def test_a_deployment_grows_only_as_far_as_memory_lets_it(
     probe = live()
     await probe.catalog.put(CONTEXT, NewModel("mine", f"file://{source}"), ModelWait.READY)
     two = (await probe.deployments.estimate(NewDeployment("mine", number_of_allocations=2))).memory.total_bytes
-    life = live(lambda: FakeEncoder(delay=lambda: time.sleep(0.002)), clock=clock, memory_bytes=two)
+    life = live(lambda: FakeEncoder(delay=lambda: time.sleep(0.004)), clock=clock, memory_bytes=two)
     await life.deployments.start(CONTEXT, NewDeployment("mine", adaptive=AdaptiveAllocations(1, 8)))
     for sample in range(5):
         for text in range(5):
             await expand(life, f"w{sample}x{text}")
         clock.now += 0.01
         await life.deployments.scale()
-    assert life.deployments.get("mine").record.number_of_allocations <= 2
+    assert life.deployments.get("mine").record.number_of_allocations == 2
 
 
 async def test_after_a_restart_with_less_memory_what_does_not_fit_says_so(
@@ -494,6 +514,24 @@ async def test_after_a_restart_with_less_memory_what_does_not_fit_says_so(
     back = second.deployments.get("mine")
     assert back.state is DeploymentState.FAILED
     assert "of the 1 that model_memory_bytes allows" in back.error
+
+
+async def test_fewer_allocations_bring_back_what_did_not_fit(live: Callable[..., Any], source: Path) -> None:
+    first = live()
+    await first.catalog.put(CONTEXT, NewModel("mine", f"file://{source}"), ModelWait.READY)
+    room = (await first.deployments.estimate(NewDeployment("mine"))).memory.total_bytes
+    await first.deployments.start(CONTEXT, NewDeployment("mine", number_of_allocations=2))
+    await first.end()
+    second = live(memory_bytes=room)
+    await second.restore()
+    await second.deployments.settled()
+    assert second.deployments.get("mine").state is DeploymentState.FAILED
+    with pytest.raises(ResourceExhaustedError):
+        await second.deployments.update("mine", DeploymentUpdate(2))
+    assert second.deployments.get("mine").state is DeploymentState.FAILED
+    await second.deployments.update("mine", DeploymentUpdate(1))
+    await second.deployments.settled()
+    assert await expand(second) == [("salmon",)]
 
 
 async def test_a_loaded_model_counts_by_the_precision_that_it_got(live: Callable[..., Any], source: Path) -> None:

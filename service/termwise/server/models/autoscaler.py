@@ -70,10 +70,15 @@ class Autoscaler:
         async with self._names:
             if runner.state is not DeploymentState.STARTED or runner.record.number_of_allocations != current:
                 return
-            record = dataclasses.replace(runner.record, number_of_allocations=wanted)
-            try:
-                await self._lifecycle.resize(runner, record)
-            except ResourceExhaustedError as error:
-                _log.warning("deployment_cannot_grow", deployment=deployment_id, error=error.message)
+            number = wanted
+            while number != current:
+                record = dataclasses.replace(runner.record, number_of_allocations=number)
+                try:
+                    await self._lifecycle.resize(runner, record)
+                    break
+                except ResourceExhaustedError as error:
+                    _log.warning("deployment_cannot_grow", deployment=deployment_id, error=error.message)
+                    number = current + (number - current) // 2  # what memory allows, or nearly
+            else:
                 return
-        _log.info("deployment_scaled", deployment=deployment_id, allocations=wanted, load=round(runner.scaler.load, 2))
+        _log.info("deployment_scaled", deployment=deployment_id, allocations=number, load=round(runner.scaler.load, 2))
