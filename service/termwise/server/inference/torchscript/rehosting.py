@@ -7,6 +7,7 @@ archive's code. It need not be right: the fast encoder has to answer as the arch
 from __future__ import annotations
 
 import ast
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     Reference = Callable[[Sequence[Sequence[int]]], list[NDArray[np.float32]]]
 
+# An archive holds one model, or a few.
+_MOST_PREFIXES: Final = 8
 # Between the path of an int8 layer and the names of its weights.
 _PACKED: Final = "._packed_params._packed_params"
 _EPSILON: Final = 1e-12
@@ -73,14 +76,14 @@ def find_host(path: Path, state: Mapping[str, Tensor], code: Mapping[str, bytes]
     said = _read_code(code)
     for architecture in ARCHITECTURES.values():
         word = f"{architecture.embeddings['word']}.weight"
-        for name in named:
-            if name == word or name.endswith(f".{word}"):
-                start = len(name) - len(word)
-                prefix = name[:start]
-                inner = {each[start:]: tensor for each, tensor in named.items() if each.startswith(prefix)}
-                host = _match(path, architecture, inner, said)
-                if host is not None and host.folder.dimensions.vocabulary == vocabulary:
-                    return host
+        found = (name for name in named if name == word or name.endswith(f".{word}"))
+        for name in itertools.islice(found, _MOST_PREFIXES):
+            start = len(name) - len(word)
+            prefix = name[:start]
+            inner = {each[start:]: tensor for each, tensor in named.items() if each.startswith(prefix)}
+            host = _match(path, architecture, inner, said)
+            if host is not None and host.folder.dimensions.vocabulary == vocabulary:
+                return host
     return None
 
 
