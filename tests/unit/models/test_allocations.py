@@ -345,6 +345,27 @@ async def test_a_deployment_that_is_stopped_while_it_wakes_tells_who_waits(ready
     assert ready.deployments.list() == []
 
 
+async def test_a_deployment_that_wakes_for_long_does_not_fall_asleep_meanwhile(ready: Any, clock: Clock) -> None:
+    await ready.deployments.start(CONTEXT, SLEEPER)
+    await sleep(ready, clock)
+    loading, go = threading.Event(), threading.Event()
+
+    def load() -> FakeEncoder:
+        loading.set()
+        assert go.wait(30)
+        return FakeEncoder()
+
+    ready.load = load
+    call = asyncio.create_task(expand(ready))
+    assert await asyncio.to_thread(loading.wait, 30)
+    clock.now += IDLE_SECONDS
+    await ready.deployments.scale()
+    assert ready.deployments.get("mine").record.number_of_allocations == 1
+    go.set()
+    assert await call == [("salmon",)]
+    await sleep(ready, clock)
+
+
 async def test_falling_asleep_and_waking_again_and_again_loses_nothing(ready: Any, clock: Clock) -> None:
     await ready.deployments.start(CONTEXT, SLEEPER)
     for turn in range(20):

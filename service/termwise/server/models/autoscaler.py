@@ -59,6 +59,9 @@ class Autoscaler:
             limits = adaptive_allocations(runner.record)
             if limits is None or runner.state is not DeploymentState.STARTED:
                 continue
+            if runner.is_waking:  # whoever woke it still waits, and is not counted yet
+                runner.scaler.note_work(now)
+                continue
             runner.scaler.sample(now, runner.statistics.read(), runner.pending)
             current = runner.record.number_of_allocations
             wanted = runner.scaler.wanted(now, current, limits)
@@ -68,7 +71,8 @@ class Autoscaler:
     async def _scale(self, runner: Runner, current: int, wanted: int) -> None:
         deployment_id = runner.record.deployment_id
         async with self._names:
-            if runner.state is not DeploymentState.STARTED or runner.record.number_of_allocations != current:
+            is_settled = runner.state is DeploymentState.STARTED and not runner.is_waking
+            if not is_settled or runner.record.number_of_allocations != current:
                 return
             number = wanted
             while number != current:

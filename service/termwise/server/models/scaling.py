@@ -132,6 +132,10 @@ class Scaler:
         if arrivals or pending:
             self._busy = now
 
+    def note_work(self, now: float) -> None:
+        """Take it that there is work, although none has arrived where it is counted."""
+        self._busy = now
+
     def wanted(self, now: float, current: int, limits: AdaptiveAllocations) -> int:
         """Give how many workers there should be; none after a while without a text, where the limits allow that."""
         if limits.fewest == 0 and now - self._busy >= IDLE_SECONDS:
