@@ -35,8 +35,8 @@ class TrainedModelsStub(object):
     Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
     packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
     the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
-    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
-    a deployment that runs that model.
+    deployment's id is never another model's id, nor an alias; where texts are to be expanded, in calls, pipelines, mappings
+    and queries, a model id or an alias means a deployment that runs that model.
     """
 
     def __init__(self, channel):
@@ -147,8 +147,8 @@ class TrainedModelsServicer(object):
     Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
     packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
     the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
-    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
-    a deployment that runs that model.
+    deployment's id is never another model's id, nor an alias; where texts are to be expanded, in calls, pipelines, mappings
+    and queries, a model id or an alias means a deployment that runs that model.
     """
 
     def PutTrainedModel(self, request, context):
@@ -257,7 +257,8 @@ class TrainedModelsServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateDeployment(self, request, context):
-        """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost.
+        """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost. One that is FAILED is
+        tried again with them.
 
         NOT_FOUND where there is none; INVALID_ARGUMENT for a number out of range, for none, or for both a number and
         adaptive allocations; FAILED_PRECONDITION while it is STOPPING, or of low priority with more than one;
@@ -442,8 +443,8 @@ class TrainedModels(object):
     Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
     packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
     the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
-    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
-    a deployment that runs that model.
+    deployment's id is never another model's id, nor an alias; where texts are to be expanded, in calls, pipelines, mappings
+    and queries, a model id or an alias means a deployment that runs that model.
     """
 
     @staticmethod

@@ -36,8 +36,8 @@ class TrainedModelsStub:
     Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
     packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
     the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
-    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
-    a deployment that runs that model.
+    deployment's id is never another model's id, nor an alias; where texts are to be expanded, in calls, pipelines, mappings
+    and queries, a model id or an alias means a deployment that runs that model.
     """
 
     @_typing.overload
@@ -108,7 +108,8 @@ class TrainedModelsStub:
     deadline passed first.
     """
     UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.UpdateDeploymentRequest, _trained_models_pb2.UpdateDeploymentResponse]
-    """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost.
+    """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost. One that is FAILED is
+    tried again with them.
 
     NOT_FOUND where there is none; INVALID_ARGUMENT for a number out of range, for none, or for both a number and
     adaptive allocations; FAILED_PRECONDITION while it is STOPPING, or of low priority with more than one;
@@ -159,8 +160,8 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
     packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
     the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
-    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
-    a deployment that runs that model.
+    deployment's id is never another model's id, nor an alias; where texts are to be expanded, in calls, pipelines, mappings
+    and queries, a model id or an alias means a deployment that runs that model.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -228,7 +229,8 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     deadline passed first.
     """
     UpdateDeployment: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.UpdateDeploymentRequest, _trained_models_pb2.UpdateDeploymentResponse]  # type: ignore[assignment]
-    """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost.
+    """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost. One that is FAILED is
+    tried again with them.
 
     NOT_FOUND where there is none; INVALID_ARGUMENT for a number out of range, for none, or for both a number and
     adaptive allocations; FAILED_PRECONDITION while it is STOPPING, or of low priority with more than one;
@@ -278,8 +280,8 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
     Identifiers of models, deployments and aliases match `[a-z0-9._-]{1,255}`. A model id that begins with "." names a
     packaged model, whose source the server knows: its package is looked up in the configured model repository, then among
     the built-in ones (`.splade_tiny`). An alias is another name of a model, and stands wherever a model id does. A
-    deployment's id is never another model's id, nor an alias; where a call wants a deployment, a model id or an alias means
-    a deployment that runs that model.
+    deployment's id is never another model's id, nor an alias; where texts are to be expanded, in calls, pipelines, mappings
+    and queries, a model id or an alias means a deployment that runs that model.
     """
 
     @_abc_1.abstractmethod
@@ -411,7 +413,8 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _trained_models_pb2.UpdateDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trained_models_pb2.UpdateDeploymentResponse, _abc.Awaitable[_trained_models_pb2.UpdateDeploymentResponse]]:
-        """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost.
+        """Changes how many allocations a deployment has, while it runs; no text that it admitted is lost. One that is FAILED is
+        tried again with them.
 
         NOT_FOUND where there is none; INVALID_ARGUMENT for a number out of range, for none, or for both a number and
         adaptive allocations; FAILED_PRECONDITION while it is STOPPING, or of low priority with more than one;

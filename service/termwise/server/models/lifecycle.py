@@ -152,6 +152,8 @@ class Lifecycle:
     async def resize(self, runner: Runner, record: DeploymentRecord) -> None:
         """Store how many allocations a deployment shall have, and give it as many; none puts it to sleep.
 
+        One that is FAILED is tried again.
+
         Raises:
             ResourceExhaustedError: there is too little memory for them, or the system gives no more threads; of the
                 latter there are then fewer than stored.
@@ -173,6 +175,8 @@ class Lifecycle:
                 self._wake(runner)
         elif runner.batcher is not None:
             await self._give(runner, allocations)
+        elif runner.state is DeploymentState.FAILED:
+            self._launch(runner)  # fewer may fit
         runner.signal.fire()
 
     async def _give(self, runner: Runner, allocations: int) -> None:
