@@ -82,8 +82,9 @@ async def test_an_alias_in_use_moves_to_a_deployed_model_only(two: Any) -> None:
         ("", "empty"),
         ("Upper", "no name"),
         ("model_2", "ends in a digit"),
+        (".elser_model", "begins with a dot"),
         ("new", "id of a model"),
-        (".splade_tiny", "id of a model"),
+        (".splade_tiny", "begins with a dot"),
         ("for_search", "id of a deployment"),
     ],
 )

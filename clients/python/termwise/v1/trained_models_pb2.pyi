@@ -1249,7 +1249,7 @@ class PutModelAliasRequest(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     REASSIGN_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
-    """The alias. It may not end in a digit."""
+    """The alias. It may not begin with a dot, nor end in a digit."""
     model_id: _builtins.str
     """The model's id."""
     reassign: _builtins.bool

@@ -226,8 +226,8 @@ class TrainedModelsServicer(object):
         there from the model that had it.
 
         NOT_FOUND where there is no model; ALREADY_EXISTS where the alias is another model's and `reassign` is not set;
-        INVALID_ARGUMENT for an alias that ends in a digit or is the id of a model or a deployment; FAILED_PRECONDITION where
-        the model that had it is deployed and the new one is not.
+        INVALID_ARGUMENT for an alias that begins with a dot, ends in a digit, or is the id of a model or a deployment;
+        FAILED_PRECONDITION where the model that had it is deployed and the new one is not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

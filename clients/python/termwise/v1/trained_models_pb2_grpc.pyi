@@ -89,8 +89,8 @@ class TrainedModelsStub:
     there from the model that had it.
 
     NOT_FOUND where there is no model; ALREADY_EXISTS where the alias is another model's and `reassign` is not set;
-    INVALID_ARGUMENT for an alias that ends in a digit or is the id of a model or a deployment; FAILED_PRECONDITION where
-    the model that had it is deployed and the new one is not.
+    INVALID_ARGUMENT for an alias that begins with a dot, ends in a digit, or is the id of a model or a deployment;
+    FAILED_PRECONDITION where the model that had it is deployed and the new one is not.
     """
     DeleteModelAlias: _grpc.UnaryUnaryMultiCallable[_trained_models_pb2.DeleteModelAliasRequest, _trained_models_pb2.DeleteModelAliasResponse]
     """Takes an alias away. NOT_FOUND where there is none, or where it is not `model_id`'s; FAILED_PRECONDITION where a
@@ -210,8 +210,8 @@ class TrainedModelsAsyncStub(TrainedModelsStub):
     there from the model that had it.
 
     NOT_FOUND where there is no model; ALREADY_EXISTS where the alias is another model's and `reassign` is not set;
-    INVALID_ARGUMENT for an alias that ends in a digit or is the id of a model or a deployment; FAILED_PRECONDITION where
-    the model that had it is deployed and the new one is not.
+    INVALID_ARGUMENT for an alias that begins with a dot, ends in a digit, or is the id of a model or a deployment;
+    FAILED_PRECONDITION where the model that had it is deployed and the new one is not.
     """
     DeleteModelAlias: _aio.UnaryUnaryMultiCallable[_trained_models_pb2.DeleteModelAliasRequest, _trained_models_pb2.DeleteModelAliasResponse]  # type: ignore[assignment]
     """Takes an alias away. NOT_FOUND where there is none, or where it is not `model_id`'s; FAILED_PRECONDITION where a
@@ -376,8 +376,8 @@ class TrainedModelsServicer(metaclass=_abc_1.ABCMeta):
         there from the model that had it.
 
         NOT_FOUND where there is no model; ALREADY_EXISTS where the alias is another model's and `reassign` is not set;
-        INVALID_ARGUMENT for an alias that ends in a digit or is the id of a model or a deployment; FAILED_PRECONDITION where
-        the model that had it is deployed and the new one is not.
+        INVALID_ARGUMENT for an alias that begins with a dot, ends in a digit, or is the id of a model or a deployment;
+        FAILED_PRECONDITION where the model that had it is deployed and the new one is not.
         """
 
     @_abc_1.abstractmethod

@@ -66,13 +66,16 @@ class Aliases:
         """Give a model another name.
 
         Raises:
-            InvalidArgumentError: the alias is no name, ends in a digit, or is the id of a model or a deployment.
+            InvalidArgumentError: the alias is no name, begins with a dot, ends in a digit, or is the id of a model or a
+                deployment.
             NotFoundError: there is no such model.
             AlreadyExistsError: the alias is another model's, and `reassign` is False.
             FailedPreconditionError: the model that has it is deployed and the new one is not, or is being deleted.
 
         """
         check_identifier(alias, "alias")
+        if alias.startswith("."):
+            raise invalid_field("alias", "It begins with a dot, as packaged models do; begin it otherwise.")
         if alias[-1].isdigit():
             raise invalid_field("alias", "It ends in a digit, as versions of a model do; end it otherwise.")
         async with self._names:
