@@ -115,6 +115,16 @@ def test_a_broken_wheel_is_said_to_be(make_wheel: Make, target: Path, damage: st
         extract(archive, target)
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_other_compressions_than_a_wheels_are_refused(tmp_path: Path, target: Path, compression: int) -> None:
+    archive = tmp_path / "pkg-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(archive, "w", compression) as made:
+        for name, content in MODEL.items():
+            made.writestr(name, content)
+    with pytest.raises(FailedPreconditionError, match="compressed as no wheel is"):
+        extract(archive, target)
+
+
 PARTS = st.sampled_from(
     ["pkg", "model", "..", ".", "", "a.json", "b.txt", "c.pt", "deep", ".x.json", "config.json", "ü.md"]
 )

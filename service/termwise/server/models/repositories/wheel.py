@@ -21,6 +21,7 @@ _MAX_RATIO: Final = 20
 zip bomb reaches a thousand-fold."""
 
 _ENCRYPTED: Final = 0x1
+_COMPRESSIONS: Final = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
 
 def extract(archive: Path, path: str, folder: Path, tick: Callable[[], None]) -> None:
@@ -68,6 +69,8 @@ def _members(wheel: zipfile.ZipFile, wheel_name: str, path: str) -> dict[PurePos
             raise artifacts.unusable(f"{wheel_name} holds {info.filename[:200]!r}, which is a link or no file")
         if info.flag_bits & _ENCRYPTED:
             raise artifacts.unusable(f"{wheel_name} holds {info.filename[:200]!r}, which is encrypted")
+        if info.compress_type not in _COMPRESSIONS:
+            raise artifacts.unusable(f"{wheel_name} holds {info.filename[:200]!r}, compressed as no wheel is")
         relative = name.relative_to(path)
         if relative in found:
             raise artifacts.unusable(f"{wheel_name} holds {info.filename[:200]!r} twice")
