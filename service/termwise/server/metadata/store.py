@@ -170,11 +170,6 @@ class MetadataStore:
         with self._write() as connection:
             _ALIASES.put(connection, record)
 
-    def get_alias(self, alias: str) -> AliasRecord | None:
-        """Give an alias."""
-        with self._engine.connect() as connection:
-            return _ALIASES.get(connection, alias)
-
     def list_aliases(self, after: str = "", limit: int | None = None) -> list[AliasRecord]:
         """Give aliases by name."""
         with self._engine.connect() as connection:
@@ -214,11 +209,6 @@ class MetadataStore:
         """Write a pipeline, new or not."""
         with self._write() as connection:
             _PIPELINES.put(connection, record)
-
-    def insert_pipeline(self, record: PipelineRecord) -> bool:
-        """Write a new pipeline; False, and nothing written, where its id is taken."""
-        with self._write() as connection:
-            return _PIPELINES.insert(connection, record)
 
     def get_pipeline(self, pipeline_id: str) -> PipelineRecord | None:
         """Give a pipeline."""
