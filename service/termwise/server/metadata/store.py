@@ -210,6 +210,11 @@ class MetadataStore:
         with self._write() as connection:
             _PIPELINES.put(connection, record)
 
+    def insert_pipeline(self, record: PipelineRecord) -> bool:
+        """Write a new pipeline; False, and nothing written, where its id is taken."""
+        with self._write() as connection:
+            return _PIPELINES.insert(connection, record)
+
     def get_pipeline(self, pipeline_id: str) -> PipelineRecord | None:
         """Give a pipeline."""
         with self._engine.connect() as connection:
