@@ -158,7 +158,7 @@ class HeldFiles:
                 if not file.is_whole:
                     raise FailedPreconditionError(
                         f'"{file.file_name}" is not all there: {file.bytes_held:,} of {file.size_bytes:,} bytes are '
-                        "held; send the rest.",
+                        "held; send the rest, or delete the model and put it again to be rid of the file.",
                         reason="UPLOAD_INCOMPLETE",
                         metadata={"file_name": file.file_name, "held_bytes": str(file.bytes_held)},
                     )
