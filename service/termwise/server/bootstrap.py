@@ -143,6 +143,9 @@ class Service:
             users: Sequence[str] = await pipelines.references_to_deployment(name)
             return [*users, *await indices.references_to_deployment(name)]
 
+        async def references_to_model(name: str) -> Sequence[str]:
+            return [*dict.fromkeys([*await references(name), *await indices.references_to_model(name)])]
+
         repositories, packages = _sources(settings)
         catalog = ModelCatalog(
             metadata,
@@ -150,7 +153,7 @@ class Service:
             repositories=repositories,
             packages=packages,
             inspect=inspect_model,
-            references=references,
+            references=references_to_model,
             downloads_at_once=settings.model_downloads_at_once,
         )
         stack.push_async_callback(catalog.close)

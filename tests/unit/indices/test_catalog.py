@@ -132,6 +132,13 @@ async def test_references_to_a_deployment(indices: Indices) -> None:
     assert await indices.references_to_deployment("for_ingest") == []
 
 
+async def test_references_to_a_model(indices: Indices) -> None:
+    field = FieldMapping(FieldKind.SPARSE_VECTOR, model_id="mine", search_deployment_id="for_search")
+    await indices.create("docs", Mapping({"vector": field}))
+    assert await indices.references_to_model("mine") == ['index "docs"']
+    assert await indices.references_to_model("for_search") == []
+
+
 async def test_a_field_is_bound_to_the_first_fingerprint(indices: Indices, make_indices: Callable[[], Indices]) -> None:
     await indices.create("docs", MAPPING)
     opened = await indices.open("docs")

@@ -190,6 +190,14 @@ async def test_packaged_models_check_both_checksums(
     assert names(models) == [".good"]
 
 
+async def test_a_tag_is_no_models_id(life: Any, context: RequestContext) -> None:
+    await life.catalog.put(context, NewModel("other"))
+    for tags in (("fine", "other"), ("fine", "mine")):
+        with pytest.raises(InvalidArgumentError, match=r"tags\[1\]: .* is the id of a model"):
+            await life.catalog.put(context, NewModel("mine", tags=tags))
+    assert (await life.catalog.put(context, NewModel("mine", tags=("fine",)))).record.tags == ("fine",)
+
+
 async def test_names_are_taken_once(life: Any, context: RequestContext, store: MetadataStore) -> None:
     store.insert_deployment(DeploymentRecord("busy", "mine", 1, 1, 1, datetime.now(UTC)))
     with pytest.raises(AlreadyExistsError) as caught:

@@ -27,6 +27,7 @@ from termwise.storage.errors import BackendMissingError, IndexMissingError, Sche
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
 
+    from termwise.server.indices.mapping import FieldMapping
     from termwise.server.metadata.store import MetadataStore
     from termwise.storage.base import IndexStore, SparseIndex
     from termwise.storage.types import IndexStatistics, Operation
@@ -173,13 +174,17 @@ class Indices:
 
     async def references_to_deployment(self, deployment_id: str) -> Sequence[str]:
         """Name the indices whose fields search by a deployment, as 'index "docs"'."""
+        return await self._with_field(lambda field: field.search_deployment_id == deployment_id)
+
+    async def references_to_model(self, model_id: str) -> Sequence[str]:
+        """Name the indices whose fields hold a model's vectors, by its id or alias, as 'index "docs"'."""
+        return await self._with_field(lambda field: field.model_id == model_id)
+
+    async def _with_field(self, wanted: Callable[[FieldMapping], bool]) -> Sequence[str]:
         return [
             f'index "{record.name}"'
             for record in await self.list()
-            if any(
-                each.search_deployment_id == deployment_id
-                for each in Mapping.from_json(record.mapping).properties.values()
-            )
+            if any(map(wanted, Mapping.from_json(record.mapping).properties.values()))
         ]
 
     async def with_default_pipeline(self, pipeline_id: str) -> Sequence[str]:

@@ -14,6 +14,7 @@ from termwise.server.errors import (
     Resource,
     UnavailableError,
     already_exists,
+    invalid_field,
     not_found,
 )
 from termwise.server.metadata.records import ModelState
@@ -113,7 +114,7 @@ class ModelCatalog:
 
         """
         check_model(model)
-        await self._check_free(model.model_id)
+        await self._check_free(model.model_id, model.tags)
         record = await self._registration.record(context, model)
         download = await self._steps.run(self._insert(record))
         if wait is ModelWait.READY and download is not None:
@@ -121,8 +122,8 @@ class ModelCatalog:
             await within(context, download.ended(), message)
         return await self._view(await self._require(model.model_id))
 
-    async def _check_free(self, model_id: str) -> None:
-        """Refuse an id that a model, an alias or a deployment has."""
+    async def _check_free(self, model_id: str, tags: Sequence[str]) -> None:
+        """Refuse an id that a model, an alias or a deployment has, and tags that are ids of models."""
         if await asyncio.to_thread(self._store.get_model, model_id) is not None:
             raise already_exists("model", model_id, hint="Delete it first, or choose another id.")
         if model_id in self.aliases:
@@ -140,10 +141,13 @@ class ModelCatalog:
                 metadata={"deployment": model_id},
                 resource=Resource("deployment", model_id),
             )
+        for place, tag in enumerate(tags):
+            if tag == model_id or await self.has(tag):
+                raise invalid_field(f"tags[{place}]", f'"{tag}" is the id of a model; choose another label.')
 
     async def _insert(self, record: ModelRecord) -> Download | None:
         async with self.names:
-            await self._check_free(record.model_id)
+            await self._check_free(record.model_id, record.tags)
             await asyncio.to_thread(self._store.insert_model, record)
             return self._downloads.start(record) if record.source_uri else None
 
