@@ -790,7 +790,7 @@ class PutTrainedModelRequest(_message.Message):
     """How long the call stays."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Free labels, up to 100, each up to 256 characters."""
+        """Free labels, up to 100, each up to 256 characters, and none the id of a model."""
 
     @_builtins.property
     def inference_config(self) -> Global___InferenceConfig:
