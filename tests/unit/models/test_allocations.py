@@ -225,6 +225,21 @@ async def test_an_idle_deployment_sleeps_and_the_next_text_wakes_it(ready: Any, 
     assert awake.memory is not None
 
 
+async def test_a_full_disk_keeps_a_deployment_as_it_is_until_there_is_room(
+    ready: Any, clock: Clock, small_disk: Callable[[int], Any]
+) -> None:
+    await ready.deployments.start(CONTEXT, SLEEPER)
+    clock.now += 10
+    await ready.deployments.scale()
+    clock.now += IDLE_SECONDS
+    with small_disk(16_384):
+        await asyncio.wait_for(ready.deployments.scale(), 30)
+        assert ready.deployments.get("mine").allocation_count == 1
+    clock.now += 10
+    await ready.deployments.scale()
+    await until(lambda: ready.deployments.get("mine").allocation_count == 0)
+
+
 async def test_a_deployment_that_may_not_sleep_stays_awake(ready: Any, clock: Clock) -> None:
     await ready.deployments.start(CONTEXT, NewDeployment("mine", adaptive=AdaptiveAllocations(1, 3)))
     clock.now += 2 * IDLE_SECONDS

@@ -81,8 +81,8 @@ class Autoscaler:
                     await self._lifecycle.resize(runner, record)
                     break
                 except ResourceExhaustedError as error:
-                    _log.warning("deployment_cannot_grow", deployment=deployment_id, error=error.message)
-                    number = current + (number - current) // 2  # what memory allows, or nearly
+                    _log.warning("deployment_not_scaled", deployment=deployment_id, error=error.message)
+                    number = current + int((number - current) / 2)  # what memory allows, or nearly
             else:
                 return
         _log.info("deployment_scaled", deployment=deployment_id, allocations=number, load=round(runner.scaler.load, 2))
