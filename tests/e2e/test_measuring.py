@@ -51,6 +51,7 @@ def test_hardware_gives_a_row_a_combination_and_leaves_nothing_behind(
     assert {each.deployment_id for each in deployments} == {"for_search", "for_ingest"}
 
 
+@pytest.mark.slow
 def test_hardware_prints_a_table_and_markdown(termwise: Callable[..., str]) -> None:
     arguments = ("bench", "hardware", ".splade_tiny", "--combination", "1x1", "--seconds", "0.1")
 

@@ -231,6 +231,7 @@ def test_a_benchmark_that_fails_keeps_its_rows_and_tells_no_folders() -> None:
     assert problem == "exit status 1: OSError: file.txt is not there"
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_takes_too_long_is_ended_with_what_it_started() -> None:
     code = (
         "import subprocess, sys, time\n"
@@ -246,6 +247,7 @@ def test_a_benchmark_that_takes_too_long_is_ended_with_what_it_started() -> None
     assert not is_running(rows[0]["child"])
 
 
+@pytest.mark.slow
 def test_rows_are_kept_as_they_come_and_scratch_files_go() -> None:
     code = (
         "import json, tempfile, time\n"
